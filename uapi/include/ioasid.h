@@ -495,7 +495,7 @@ struct ioasid_sim_dma {
 };
 #define IOASID_SIM_DMA_READ	(1U << 0)
 #define IOASID_SIM_DMA_WRITE	(1U << 1)
-#define IOASID_SIM_DMA_MAX	(1U << 20)
+#define IOASID_SIM_DMA_MAX	(1U << 16)
 #define IOASID_SIM_DMA		_IO(IOASID_TYPE, IOASID_BASE + 32)
 
 /* ------------------------------------------------------------------ */

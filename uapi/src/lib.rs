@@ -194,7 +194,7 @@ pub const SIM_DMA_READ: u32 = 1 << 0;
 /// `IOASID_SIM_DMA_WRITE`
 pub const SIM_DMA_WRITE: u32 = 1 << 1;
 /// `IOASID_SIM_DMA_MAX`, bytes
-pub const SIM_DMA_MAX: u64 = 1 << 20;
+pub const SIM_DMA_MAX: u64 = 1 << 16;
 /// The longest `argsz` that is accepted, bytes; more is E2BIG whatever the tail holds.
 pub const ARGSZ_MAX: u32 = 4096;
 

@@ -1,0 +1,470 @@
+//! The state behind one open of the node, and the rules: which command is legal now, and what it
+//! would change.
+
+use std::collections::BTreeMap;
+
+use crate::plan::Commit;
+use crate::space::{Mapping, Shape, Space};
+use crate::table::{Device, Table, names};
+use crate::{
+    Change, Cookie, DeviceId, Entry, Error, Geometry, GroupId, Ioasid, MemoryId, Plan, Prot, Range,
+};
+
+/// How much one context may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// IOASIDs at a time.
+    pub max_ioasids: u32,
+    /// Bound devices at a time.
+    pub max_devices: u32,
+    /// Mappings in each IOASID.
+    pub max_mappings: u32,
+}
+
+/// A device to bind.
+#[derive(Clone, Debug)]
+pub struct Bind {
+    /// Its group.
+    pub group: GroupId,
+    /// What the hardware table of the group is able to hold.
+    pub geometry: Geometry,
+    /// The hardware is simulated.
+    pub simulated: bool,
+    /// Its name, unique in the group.
+    pub name: String,
+    /// The program's own name for it.
+    pub cookie: Cookie,
+}
+
+/// A mapping to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Map {
+    /// The first IOVA.
+    pub iova: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Where the memory is in the program.
+    pub vaddr: u64,
+    /// What devices may do.
+    pub prot: Prot,
+}
+
+/// What to unmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmap {
+    /// The mappings that lie in `[iova, iova + size)`.
+    Range {
+        /// The first IOVA.
+        iova: u64,
+        /// Bytes.
+        size: u64,
+    },
+    /// Every mapping.
+    All,
+}
+
+/// The state behind one open of the node: its I/O address spaces, bound devices and hardware
+/// tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Context {
+    pub(crate) limits: Limits,
+    /// Changes with the state: a plan holds for one generation.
+    pub(crate) generation: u64,
+    last_ioasid: u32,
+    last_device: u32,
+    pub(crate) spaces: BTreeMap<Ioasid, Space>,
+    /// Which group each bound device is in.
+    pub(crate) devices: BTreeMap<DeviceId, GroupId>,
+    pub(crate) tables: BTreeMap<GroupId, Table>,
+}
+
+/// Commands that touch no hardware.
+impl Context {
+    /// An open of the node that nothing has been done with yet.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            generation: 0,
+            last_ioasid: 0,
+            last_device: 0,
+            spaces: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            tables: BTreeMap::new(),
+        }
+    }
+
+    /// Makes an empty I/O address space (`IOASID_ALLOC`). Plans made before still hold.
+    ///
+    /// # Errors
+    /// [`Error::TooManyIoasids`]; [`Error::NumbersUsedUp`] after 2^31 - 1 of them, as the number
+    /// is the result of an ioctl.
+    pub fn alloc(&mut self) -> Result<Ioasid, Error> {
+        let max = self.limits.max_ioasids;
+        if self.spaces.len() >= max as usize {
+            return Err(Error::TooManyIoasids { max });
+        }
+        let number = next_number(self.last_ioasid)?;
+        let ioasid = Ioasid::try_from(number)?;
+        self.last_ioasid = number;
+        self.spaces.insert(ioasid, Space::default());
+        Ok(ioasid)
+    }
+
+    /// Whether a device of this name could be bound, as far as can be said without touching the
+    /// hardware.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyBound`], [`Error::TooManyDevices`], [`Error::NumbersUsedUp`].
+    pub fn can_bind(&self, group: GroupId, name: &str) -> Result<(), Error> {
+        let siblings = self.tables.get(&group).map_or(&[][..], |table| &table.devices);
+        if let Some(same) = siblings.iter().find(|sibling| sibling.name == name) {
+            return Err(Error::AlreadyBound { device: name.to_owned(), id: same.id });
+        }
+        let max = self.limits.max_devices;
+        if self.devices.len() >= max as usize {
+            return Err(Error::TooManyDevices { max });
+        }
+        next_number(self.last_device).map(drop)
+    }
+
+    /// Puts a device under the control of this context (`IOASID_BIND_DEVICE`). The table of its
+    /// group is empty, or is the one that was bound with an earlier device of the group.
+    ///
+    /// # Errors
+    /// Those of [`can_bind`](Self::can_bind), [`Error::UnusableGeometry`], and
+    /// [`Error::GroupDiffers`] if geometry or kind is not that of the group's other devices.
+    pub fn bind(&mut self, bind: Bind) -> Result<DeviceId, Error> {
+        self.can_bind(bind.group, &bind.name)?;
+        if !bind.geometry.is_usable() {
+            return Err(Error::UnusableGeometry { device: bind.name });
+        }
+        let table = self.tables.get(&bind.group);
+        if table.is_some_and(|t| t.geometry != bind.geometry || t.simulated != bind.simulated) {
+            return Err(Error::GroupDiffers { device: bind.name });
+        }
+        let id = DeviceId(next_number(self.last_device)?);
+        let Bind { group, geometry, simulated, name, cookie } = bind;
+        let table = self.tables.entry(group).or_insert_with(|| Table {
+            geometry,
+            simulated,
+            devices: vec![],
+            shows: None,
+            broken: false,
+        });
+        table.devices.push(Device { id, name, cookie, attached: false });
+        self.devices.insert(id, group);
+        self.last_device = id.0;
+        self.generation += 1;
+        Ok(id)
+    }
+}
+
+/// Commands on an I/O address space.
+impl Context {
+    /// Whether a mapping could be made, before anything is known of its memory.
+    ///
+    /// # Errors
+    /// Those of `IOASID_MAP_DMA` that do not depend on memory, in the order that the crate's page
+    /// gives.
+    pub fn check_map(&self, ioasid: Ioasid, map: Map) -> Result<(), Error> {
+        let space = self.usable_space(ioasid)?;
+        let Shape { geometry, .. } = self.shape(ioasid, space)?;
+        if !map.prot.read && !map.prot.write {
+            return Err(Error::NoAccess);
+        }
+        aligned(ioasid, geometry, "vaddr", map.vaddr)?;
+        let range = aligned_range(ioasid, geometry, map.iova, map.size)?;
+        no_wrap("vaddr", map.vaddr, map.size)?;
+        check_permitted(ioasid, geometry, range)?;
+        if let Some(mapped) = space.overlapping(range) {
+            return Err(Error::Overlap { ioasid, range, mapped });
+        }
+        let max = geometry.max_mappings.min(self.limits.max_mappings);
+        if space.len() >= max as usize {
+            return Err(Error::TooManyMappings { ioasid, max });
+        }
+        Ok(())
+    }
+
+    /// Lets the attached devices reach `memory` (`IOASID_MAP_DMA`). No other mapping that exists
+    /// has this `memory`.
+    ///
+    /// # Errors
+    /// Those of [`check_map`](Self::check_map).
+    pub fn plan_map(&self, ioasid: Ioasid, map: Map, memory: MemoryId) -> Result<Plan, Error> {
+        self.check_map(ioasid, map)?;
+        let Map { iova, size, vaddr, prot } = map;
+        let entry = Entry { iova, size, prot, memory, offset: 0 };
+        let tables = &self.space(ioasid)?.tables;
+        let changes = tables.iter().map(|&group| Change::Map { group, entry }).collect();
+        let mapping = Mapping { last: iova + (size - 1), vaddr, memory, prot };
+        Ok(self.plan(changes, Commit::Map { ioasid, iova, mapping }))
+    }
+
+    /// Takes memory away from devices again (`IOASID_UNMAP_DMA`). Where nothing is mapped, nothing
+    /// is done and 0 bytes are reported, as by VFIO type1.
+    ///
+    /// # Errors
+    /// Those of `IOASID_UNMAP_DMA`, in the order that the crate's page gives.
+    pub fn plan_unmap(&self, ioasid: Ioasid, unmap: Unmap) -> Result<Plan, Error> {
+        let space = self.usable_space(ioasid)?;
+        let Shape { geometry, .. } = self.shape(ioasid, space)?;
+        let range = match unmap {
+            Unmap::Range { iova, size } => aligned_range(ioasid, geometry, iova, size)?,
+            Unmap::All => Range::ALL,
+        };
+        let inside = space.inside(range);
+        let Some(range) = inside.map_err(|mapped| Error::Splits { ioasid, range, mapped })? else {
+            return Ok(self.plan(vec![], Commit::Nothing));
+        };
+        let change = |&group: &GroupId| match unmap {
+            Unmap::All => Change::Clear { group },
+            Unmap::Range { .. } => {
+                Change::Unmap { group, iova: range.start(), size: range.bytes() as u64 }
+            }
+        };
+        let changes = space.tables.iter().map(change).collect();
+        Ok(self.plan(changes, Commit::Unmap { ioasid, range }))
+    }
+
+    /// Removes an I/O address space and all that is mapped in it (`IOASID_FREE`).
+    ///
+    /// # Errors
+    /// [`Error::NoIoasid`], [`Error::SpaceInUse`].
+    pub fn plan_free(&self, ioasid: Ioasid) -> Result<Plan, Error> {
+        let space = self.space(ioasid)?;
+        if !space.tables.is_empty() {
+            let devices = names(self.attached_devices(space));
+            return Err(Error::SpaceInUse { ioasid, devices });
+        }
+        Ok(self.plan(vec![], Commit::Free { ioasid }))
+    }
+}
+
+/// Commands on a device.
+impl Context {
+    /// Has the DMA of a device translated by an I/O address space (`IOASID_ATTACH_DEVICE`). With
+    /// the first device of its group, the group's table is filled.
+    ///
+    /// # Errors
+    /// Those of `IOASID_ATTACH_DEVICE`, in the order of its documentation; [`Error::TableBroken`]
+    /// if the IOASID takes no command.
+    pub fn plan_attach(&self, device: DeviceId, ioasid: Ioasid) -> Result<Plan, Error> {
+        let (group, table, member) = self.device(device)?;
+        let space = self.space(ioasid)?;
+        check_unattached(table, member, ioasid)?;
+        self.check_tables_intact(ioasid, space)?;
+        let mut changes = vec![];
+        if table.shows.is_none() {
+            self.check_compatible(table, member, ioasid, space)?;
+            if table.broken {
+                changes.push(Change::Clear { group });
+            }
+            if space.len() > 0 {
+                changes.push(Change::Fill { group, ioasid });
+            }
+        }
+        Ok(self.plan(changes, Commit::Attach { device, ioasid }))
+    }
+
+    /// Undoes an attach (`IOASID_DETACH_DEVICE`). With the last device of its group, the group's
+    /// table is cleared. The IOASID keeps its mappings and, without a table, its last properties.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`], [`Error::NoIoasid`], [`Error::NotAttached`].
+    pub fn plan_detach(&self, device: DeviceId, ioasid: Ioasid) -> Result<Plan, Error> {
+        let (group, table, member) = self.device(device)?;
+        self.space(ioasid)?;
+        if !member.attached || table.shows != Some(ioasid) {
+            return Err(Error::NotAttached { device: member.name.clone(), ioasid });
+        }
+        let last = table.is_last_attached(device);
+        let changes = if last { vec![Change::Clear { group }] } else { vec![] };
+        Ok(self.plan(changes, Commit::Detach { device }))
+    }
+
+    /// Gives a device back (`IOASID_UNBIND_DEVICE`).
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`], [`Error::DeviceAttached`].
+    pub fn plan_unbind(&self, device: DeviceId) -> Result<Plan, Error> {
+        let (_, table, member) = self.device(device)?;
+        match table.shows {
+            Some(ioasid) if member.attached => {
+                Err(Error::DeviceAttached { device: member.name.clone(), ioasid })
+            }
+            _ => Ok(self.plan(vec![], Commit::Unbind { device })),
+        }
+    }
+
+    /// Gives back everything, when the open of the node ends. Tables that refuse are reported in
+    /// [`Outcome::failures`](crate::Outcome::failures); they stop nothing.
+    pub fn plan_release(&self) -> Plan {
+        let used = self.tables.iter().filter(|(_, table)| table.shows.is_some() || table.broken);
+        let changes = used.map(|(&group, _)| Change::Clear { group }).collect();
+        self.plan(changes, Commit::Release)
+    }
+}
+
+/// The rules, one by one.
+impl Context {
+    fn plan(&self, changes: Vec<Change>, commit: Commit) -> Plan {
+        Plan { generation: self.generation, changes, commit }
+    }
+
+    pub(crate) fn space(&self, ioasid: Ioasid) -> Result<&Space, Error> {
+        self.spaces.get(&ioasid).ok_or(Error::NoIoasid(ioasid.get()))
+    }
+
+    /// A bound device with its group and table.
+    pub(crate) fn device(&self, device: DeviceId) -> Result<(GroupId, &Table, &Device), Error> {
+        let group = *self.devices.get(&device).ok_or(Error::NoDevice(device))?;
+        let table = self.tables.get(&group).ok_or(Error::NoDevice(device))?;
+        let member = table.devices.iter().find(|member| member.id == device);
+        Ok((group, table, member.ok_or(Error::NoDevice(device))?))
+    }
+
+    /// The tables that show an address space.
+    pub(crate) fn tables_of<'a>(&'a self, space: &'a Space) -> impl Iterator<Item = &'a Table> {
+        space.tables.iter().filter_map(|group| self.tables.get(group))
+    }
+
+    /// The devices that are attached to an address space.
+    pub(crate) fn attached_devices<'a>(
+        &'a self,
+        space: &'a Space,
+    ) -> impl Iterator<Item = &'a Device> {
+        self.tables_of(space).flat_map(|table| table.attached(true))
+    }
+
+    /// An address space that takes commands.
+    pub(crate) fn usable_space(&self, ioasid: Ioasid) -> Result<&Space, Error> {
+        let space = self.space(ioasid)?;
+        self.shape(ioasid, space)?;
+        self.check_tables_intact(ioasid, space)?;
+        if let Some(table) = self.tables_of(space).find(|table| table.is_partial()) {
+            let attached = names(table.attached(true));
+            let missing = names(table.attached(false));
+            return Err(Error::PartialGroup { ioasid, attached, missing });
+        }
+        Ok(space)
+    }
+
+    pub(crate) fn shape<'a>(&self, ioasid: Ioasid, space: &'a Space) -> Result<&'a Shape, Error> {
+        space.shape.as_ref().ok_or(Error::NeverAttached(ioasid))
+    }
+
+    fn check_tables_intact(&self, ioasid: Ioasid, space: &Space) -> Result<(), Error> {
+        match self.tables_of(space).find(|table| table.broken) {
+            Some(table) => Err(Error::TableBroken { ioasid, devices: names(table.attached(true)) }),
+            None => Ok(()),
+        }
+    }
+
+    /// A table that is to show an address space must be able to hold what it maps, and have
+    /// something in common with the tables that show it already.
+    fn check_compatible(
+        &self,
+        table: &Table,
+        member: &Device,
+        ioasid: Ioasid,
+        space: &Space,
+    ) -> Result<(), Error> {
+        let device = || member.name.clone();
+        let others = if space.tables.is_empty() { None } else { space.shape.as_ref() };
+        let own = &table.geometry;
+        let geometry = others.map_or_else(|| own.clone(), |o| own.intersection(&o.geometry));
+        let Some(page) = geometry.pgsizes.smallest() else {
+            let others = others.map_or(own.pgsizes, |others| others.geometry.pgsizes);
+            let own = own.pgsizes;
+            return Err(Error::PageSizesDiffer { ioasid, device: device(), own, others });
+        };
+        if geometry.permitted.is_empty() {
+            return Err(Error::AperturesDiffer { ioasid, device: device() });
+        }
+        let is_aligned = |value: u64| value.is_multiple_of(page);
+        for (mapped, mapping) in space.iter(Range::ALL) {
+            if !(is_aligned(mapped.start())
+                && is_aligned(mapped.last().wrapping_add(1))
+                && is_aligned(mapping.vaddr))
+            {
+                return Err(Error::MappingMisaligned { ioasid, device: device(), mapped, page });
+            }
+        }
+        for (mapped, _) in space.iter(Range::ALL) {
+            if let Some(reserved) = own.permitted.gap_in(mapped) {
+                return Err(Error::MappingReserved { ioasid, device: device(), mapped, reserved });
+            }
+        }
+        if space.len() > own.max_mappings as usize {
+            let (mappings, max) = (space.len(), own.max_mappings);
+            return Err(Error::TableTooSmall { ioasid, device: device(), mappings, max });
+        }
+        Ok(())
+    }
+}
+
+/// The number after `last`; numbers must be positive as an `int`.
+fn next_number(last: u32) -> Result<u32, Error> {
+    if last < i32::MAX as u32 { Ok(last + 1) } else { Err(Error::NumbersUsedUp) }
+}
+
+/// A device can be attached once, and only to what the table of its group shows already.
+fn check_unattached(table: &Table, member: &Device, ioasid: Ioasid) -> Result<(), Error> {
+    let device = || member.name.clone();
+    match table.shows {
+        Some(shown) if member.attached => {
+            Err(Error::AlreadyAttached { device: device(), ioasid: shown })
+        }
+        Some(shown) if shown != ioasid => {
+            let siblings = names(table.attached(true));
+            Err(Error::SiblingElsewhere { device: device(), siblings, ioasid: shown })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The IOVAs of a command: some, aligned, and within 64 bits.
+fn aligned_range(
+    ioasid: Ioasid,
+    geometry: &Geometry,
+    iova: u64,
+    size: u64,
+) -> Result<Range, Error> {
+    if size == 0 {
+        return Err(Error::ZeroSize);
+    }
+    aligned(ioasid, geometry, "IOVA", iova)?;
+    aligned(ioasid, geometry, "size", size)?;
+    no_wrap("IOVA", iova, size)
+}
+
+fn aligned(
+    ioasid: Ioasid,
+    geometry: &Geometry,
+    what: &'static str,
+    value: u64,
+) -> Result<(), Error> {
+    match geometry.pgsizes.smallest() {
+        Some(page) if !value.is_multiple_of(page) => {
+            Err(Error::Misaligned { ioasid, what, value, page })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn no_wrap(what: &'static str, start: u64, size: u64) -> Result<Range, Error> {
+    Range::from_size(start, size).ok_or(Error::Wraps { what, start, size })
+}
+
+/// IOVAs outside the aperture are malformed; those in a hole of it are reserved.
+fn check_permitted(ioasid: Ioasid, geometry: &Geometry, range: Range) -> Result<(), Error> {
+    let aperture = geometry.permitted.hull();
+    if let Some(aperture) = aperture.filter(|aperture| !aperture.contains(range)) {
+        return Err(Error::OutsideAperture { ioasid, range, aperture });
+    }
+    match geometry.permitted.gap_in(range) {
+        Some(reserved) => Err(Error::Reserved { ioasid, range, reserved }),
+        None => Ok(()),
+    }
+}

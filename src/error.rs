@@ -1,0 +1,180 @@
+//! Why a command was refused: each reason, the sentence that explains it and its errno.
+
+use ioasid_uapi::errno;
+
+use crate::{DeviceId, Ioasid, PageSizes, Range};
+
+/// Why a command was refused. Its text is a sentence for the program's author: which rule, which
+/// range or device, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
+#[non_exhaustive]
+pub enum Error {
+    // An id that names nothing, or nothing that fits.
+    #[error(
+        "there is no IOASID {0} in this context: use a number that IOASID_ALLOC returned on this \
+         open of the node and that was not freed since"
+    )]
+    NoIoasid(u32),
+    #[error(
+        "there is no device {0} in this context: use a number that IOASID_BIND_DEVICE returned on \
+         this open of the node and that was not unbound since"
+    )]
+    NoDevice(DeviceId),
+    #[error(
+        "device \"{device}\" is not attached to IOASID {ioasid}, so it cannot be detached from it"
+    )]
+    NotAttached { device: String, ioasid: Ioasid },
+
+    // A state that does not allow the command.
+    #[error("IOASID {0} takes no command before a device is attached to it: attach one first")]
+    NeverAttached(Ioasid),
+    #[error(
+        "the I/O page table of {devices} failed and could not be restored, so what it holds for \
+         IOASID {ioasid} is unknown: detach the device, which clears the table, and attach it again"
+    )]
+    TableBroken { ioasid: Ioasid, devices: String },
+    #[error(
+        "IOASID {ioasid} takes no command while a device group is partly attached to it: attach \
+         {missing} too, which shares an I/O page table with {attached}, or unbind it"
+    )]
+    PartialGroup { ioasid: Ioasid, attached: String, missing: String },
+    #[error(
+        "IOASID {ioasid} cannot be freed while devices are attached to it: detach {devices} first"
+    )]
+    SpaceInUse { ioasid: Ioasid, devices: String },
+    #[error("device \"{device}\" is attached to IOASID {ioasid} already")]
+    AlreadyAttached { device: String, ioasid: Ioasid },
+    #[error(
+        "device \"{device}\" shares an I/O page table with {siblings}, attached to IOASID \
+         {ioasid}: attach it to the same IOASID, or detach the others first"
+    )]
+    SiblingElsewhere { device: String, siblings: String, ioasid: Ioasid },
+    #[error(
+        "device \"{device}\" cannot be unbound while it is attached: detach it from IOASID {ioasid} first"
+    )]
+    DeviceAttached { device: String, ioasid: Ioasid },
+    #[error("device \"{device}\" is bound already, as device {id} of this context")]
+    AlreadyBound { device: String, id: DeviceId },
+    #[error(
+        "the state that this change was planned for has changed since, by another call on the \
+         same open of the node: try again"
+    )]
+    StalePlan,
+
+    // What the backend says about a device.
+    #[error("the I/O page table of device \"{device}\" has no page size or no usable IOVA")]
+    UnusableGeometry { device: String },
+    #[error(
+        "device \"{device}\" is said to differ from the other devices of its group in page sizes, \
+         usable IOVAs or kind, though they share one I/O page table"
+    )]
+    GroupDiffers { device: String },
+
+    // Malformed arguments.
+    #[error(
+        "a mapping that devices may neither read nor write is of no use: set READ, WRITE or both"
+    )]
+    NoAccess,
+    #[error("the size is zero")]
+    ZeroSize,
+    #[error(
+        "the {what} {value:#x} is not a multiple of {page:#x}, the smallest page size of IOASID {ioasid}"
+    )]
+    Misaligned { ioasid: Ioasid, what: &'static str, value: u64, page: u64 },
+    #[error("the {what} {start:#x} plus the size {size:#x} goes beyond the 64-bit address space")]
+    Wraps { what: &'static str, start: u64, size: u64 },
+    #[error("the IOVAs {range} lie outside {aperture}, the aperture of IOASID {ioasid}")]
+    OutsideAperture { ioasid: Ioasid, range: Range, aperture: Range },
+
+    // Conflicts.
+    #[error(
+        "the IOVAs {range} run into {reserved}, which the platform reserves: IOASID_GET_INFO lists \
+         the IOVAs that IOASID {ioasid} may map"
+    )]
+    Reserved { ioasid: Ioasid, range: Range, reserved: Range },
+    #[error(
+        "the IOVAs {range} overlap {mapped}, which IOASID {ioasid} maps already: unmap that first"
+    )]
+    Overlap { ioasid: Ioasid, range: Range, mapped: Range },
+    #[error(
+        "unmapping the IOVAs {range} would split the mapping {mapped} of IOASID {ioasid}: mappings \
+         are removed whole"
+    )]
+    Splits { ioasid: Ioasid, range: Range, mapped: Range },
+
+    // Devices that do not suit an IOASID.
+    #[error(
+        "the page sizes of device \"{device}\" ({own}) and of the devices attached to IOASID \
+         {ioasid} ({others}) have none in common: attach it to an IOASID of its own"
+    )]
+    PageSizesDiffer { ioasid: Ioasid, device: String, own: PageSizes, others: PageSizes },
+    #[error(
+        "device \"{device}\" and the devices attached to IOASID {ioasid} have no usable IOVA in \
+         common: attach it to an IOASID of its own"
+    )]
+    AperturesDiffer { ioasid: Ioasid, device: String },
+    #[error(
+        "with device \"{device}\" the smallest page size of IOASID {ioasid} would be {page:#x}, and \
+         the mapping {mapped} is not aligned to it: unmap it, or use another IOASID"
+    )]
+    MappingMisaligned { ioasid: Ioasid, device: String, mapped: Range, page: u64 },
+    #[error(
+        "device \"{device}\" cannot use the IOVAs {reserved}, and the mapping {mapped} of IOASID \
+         {ioasid} runs into them: unmap it, or use another IOASID"
+    )]
+    MappingReserved { ioasid: Ioasid, device: String, mapped: Range, reserved: Range },
+
+    // Limits.
+    #[error("this context has {max} IOASIDs, as many as it may have: free one")]
+    TooManyIoasids { max: u32 },
+    #[error("this context has {max} devices, as many as it may have: unbind one")]
+    TooManyDevices { max: u32 },
+    #[error("this context has used up its numbers: open the node anew")]
+    NumbersUsedUp,
+    #[error(
+        "IOASID {ioasid} has {max} mappings, as many as it or a table of its hardware may hold"
+    )]
+    TooManyMappings { ioasid: Ioasid, max: u32 },
+    #[error(
+        "IOASID {ioasid} has {mappings} mappings, and the I/O page table of device \"{device}\" \
+         holds {max}: unmap some, or use another IOASID"
+    )]
+    TableTooSmall { ioasid: Ioasid, device: String, mappings: usize, max: u32 },
+}
+
+impl Error {
+    /// The errno for it, as `ioasid.h` documents it for the commands.
+    pub const fn errno(&self) -> i32 {
+        match self {
+            Self::NoIoasid(_) | Self::NoDevice(_) | Self::NotAttached { .. } => errno::ENOENT,
+            Self::NeverAttached(_) => errno::ENODEV,
+            Self::TableBroken { .. }
+            | Self::UnusableGeometry { .. }
+            | Self::GroupDiffers { .. } => errno::EIO,
+            Self::PartialGroup { .. }
+            | Self::SpaceInUse { .. }
+            | Self::AlreadyAttached { .. }
+            | Self::SiblingElsewhere { .. }
+            | Self::DeviceAttached { .. }
+            | Self::AlreadyBound { .. }
+            | Self::StalePlan => errno::EBUSY,
+            Self::NoAccess
+            | Self::ZeroSize
+            | Self::Misaligned { .. }
+            | Self::OutsideAperture { .. }
+            | Self::Splits { .. }
+            | Self::PageSizesDiffer { .. }
+            | Self::AperturesDiffer { .. }
+            | Self::MappingMisaligned { .. } => errno::EINVAL,
+            Self::Wraps { .. } => errno::EOVERFLOW,
+            Self::Reserved { .. } | Self::MappingReserved { .. } => errno::EADDRINUSE,
+            Self::Overlap { .. } => errno::EEXIST,
+            Self::TooManyIoasids { .. }
+            | Self::TooManyDevices { .. }
+            | Self::NumbersUsedUp
+            | Self::TooManyMappings { .. }
+            | Self::TableTooSmall { .. } => errno::ENOSPC,
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Changes as plain data: what is to happen to hardware tables and then to the state, and the
+//! interface of what carries it out.
+
+use crate::space::Mapping;
+use crate::{DeviceId, Error, GroupId, Ioasid, MemoryId, Range};
+
+/// What devices may do to mapped memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Prot {
+    /// They may read it.
+    pub read: bool,
+    /// They may write it.
+    pub write: bool,
+}
+
+impl Prot {
+    /// Devices may read only.
+    pub const READ: Self = Self { read: true, write: false };
+    /// Devices may write only.
+    pub const WRITE: Self = Self { read: false, write: true };
+    /// Devices may do both.
+    pub const READ_WRITE: Self = Self { read: true, write: true };
+}
+
+/// One entry of a hardware table: `[iova, iova + size)` leads to `memory` from `offset` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The first IOVA.
+    pub iova: u64,
+    /// Bytes; `iova + size` is at most 2^64.
+    pub size: u64,
+    /// What devices may do.
+    pub prot: Prot,
+    /// The memory behind it.
+    pub memory: MemoryId,
+    /// Where in the memory the entry begins, bytes.
+    pub offset: u64,
+}
+
+/// One step of a plan: a change of one hardware table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Add an entry.
+    Map {
+        /// Whose table.
+        group: GroupId,
+        /// What to add.
+        entry: Entry,
+    },
+    /// Remove the entries in `[iova, iova + size)`: one or more, each wholly inside.
+    Unmap {
+        /// Whose table.
+        group: GroupId,
+        /// Where the first of the entries begins.
+        iova: u64,
+        /// Bytes, up to where the last of the entries ends.
+        size: u64,
+    },
+    /// Add everything that a table which shows `ioasid` must hold. The table is empty before.
+    Fill {
+        /// Whose table.
+        group: GroupId,
+        /// The address space.
+        ioasid: Ioasid,
+    },
+    /// Remove every entry.
+    Clear {
+        /// Whose table.
+        group: GroupId,
+    },
+}
+
+impl Change {
+    /// Whose table it changes.
+    pub const fn group(&self) -> GroupId {
+        match self {
+            Self::Map { group, .. }
+            | Self::Unmap { group, .. }
+            | Self::Fill { group, .. }
+            | Self::Clear { group } => *group,
+        }
+    }
+}
+
+/// What a command will do, found legal for one state of one context: the changes of hardware
+/// tables, and the change of state once they are made.
+///
+/// It is plain data, borrows nothing, and holds only for the state it was made for:
+/// [`Context::execute`](crate::Context::execute) refuses it once the context has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "nothing has changed until the plan is executed"]
+pub struct Plan {
+    pub(crate) generation: u64,
+    pub(crate) changes: Vec<Change>,
+    pub(crate) commit: Commit,
+}
+
+impl Plan {
+    /// The changes of hardware tables, in their order.
+    pub fn changes(&self) -> &[Change] {
+        &self.changes
+    }
+}
+
+/// The change of state at the end of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Commit {
+    Map {
+        ioasid: Ioasid,
+        iova: u64,
+        mapping: Mapping,
+    },
+    /// Remove what is mapped in `range`, which begins and ends with a mapping.
+    Unmap {
+        ioasid: Ioasid,
+        range: Range,
+    },
+    /// Nothing is mapped where a command unmaps.
+    Nothing,
+    Attach {
+        device: DeviceId,
+        ioasid: Ioasid,
+    },
+    Detach {
+        device: DeviceId,
+    },
+    Free {
+        ioasid: Ioasid,
+    },
+    Unbind {
+        device: DeviceId,
+    },
+    Release,
+}
+
+/// What carries out changes: all the hardware tables of a context.
+///
+/// Each function changes the table of `group` and nothing else. What an implementation must hold:
+/// a call that fails has changed nothing, and what was removed from a table is out of the reach of
+/// devices when the call returns.
+pub trait Hardware {
+    /// Why a change is refused.
+    type Error;
+
+    /// Adds an entry where there is none.
+    ///
+    /// # Errors
+    /// The table cannot have it.
+    fn map(&mut self, group: GroupId, entry: Entry) -> Result<(), Self::Error>;
+
+    /// Removes the entries in `[iova, iova + size)`: one or more, none of which is cut.
+    ///
+    /// # Errors
+    /// They cannot be removed, and are all still there.
+    fn unmap(&mut self, group: GroupId, iova: u64, size: u64) -> Result<(), Self::Error>;
+
+    /// Removes every entry. There may be none.
+    ///
+    /// # Errors
+    /// They cannot be removed, and are all still there.
+    fn clear(&mut self, group: GroupId) -> Result<(), Self::Error>;
+}
+
+/// What a plan did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "memory that was released, and tables that were retired, are to be given back"]
+pub struct Outcome<E> {
+    /// The memory of the mappings that were removed; no table leads to it any more, except those
+    /// in `failures`.
+    pub released: Vec<MemoryId>,
+    /// How many bytes were unmapped by [`plan_unmap`](crate::Context::plan_unmap); `u64::MAX`
+    /// stands for all 2^64.
+    pub unmapped_bytes: u64,
+    /// The groups that have no bound device any more: their tables are needed no longer.
+    pub retired: Vec<GroupId>,
+    /// The tables that could not be cleared by [`plan_release`](crate::Context::plan_release),
+    /// and why: destroy them before the released memory is given back.
+    pub failures: Vec<(GroupId, E)>,
+}
+
+impl<E> Default for Outcome<E> {
+    fn default() -> Self {
+        Self { released: vec![], unmapped_bytes: 0, retired: vec![], failures: vec![] }
+    }
+}
+
+/// Why a plan was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExecuteError<E> {
+    /// The plan does not hold any more ([`Error::StalePlan`]). Nothing was done.
+    #[error(transparent)]
+    Plan(#[from] Error),
+    /// A table refused a change. All is as it was before.
+    #[error("{error}")]
+    Refused {
+        /// The change that was refused.
+        change: Change,
+        /// Why.
+        error: E,
+    },
+    /// A table refused a change, and some of what had been done before could not be undone. The
+    /// state is as it was before, and so are all tables but those in `broken`: of what they hold
+    /// nothing is known, and IOASIDs that they show take no command ([`Error::TableBroken`]). They
+    /// may lead to memory that was to be mapped: give no other memory the same [`MemoryId`].
+    #[error("{error}; and what had been done before could not be undone")]
+    Broken {
+        /// The change that was refused.
+        change: Change,
+        /// Why.
+        error: E,
+        /// The tables that could not be restored, and why.
+        broken: Vec<(GroupId, E)>,
+    },
+}
