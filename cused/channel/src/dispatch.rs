@@ -1,0 +1,283 @@
+//! One request: from its bytes through the node to its answer.
+//!
+//! Owns which opcode means what, which handles are open, and that whatever happens there is exactly
+//! one answer to a request that takes one.
+
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::io::Errno;
+
+use crate::node::{Caller, Context, Interrupt, Ioctl, IoctlReply, Node, PollHandle, Responder};
+use crate::request::{Operation, Request};
+use crate::serve::Shared;
+use crate::wire::{self, InHeader};
+
+/// How an open file of the node behaves: no cache, no file position and, at close, no FLUSH; two
+/// threads may read and write at once.
+const OPEN_FLAGS: u32 = wire::FOPEN_DIRECT_IO
+    | wire::FOPEN_NONSEEKABLE
+    | wire::FOPEN_STREAM
+    | wire::FOPEN_NOFLUSH
+    | wire::FOPEN_PARALLEL_DIRECT_WRITES;
+
+/// O_NONBLOCK, as open files have it in the flags of a request.
+const NONBLOCK: u32 = rustix::fs::OFlags::NONBLOCK.bits();
+
+/// The handles that the node has given out and not been told to release.
+#[derive(Debug, Default)]
+pub(crate) struct Handles {
+    open: Mutex<HashSet<u64>>,
+}
+
+impl Handles {
+    fn insert(&self, handle: u64) {
+        self.lock().insert(handle);
+    }
+
+    fn remove(&self, handle: u64) {
+        self.lock().remove(&handle);
+    }
+
+    /// Empties it.
+    pub(crate) fn take_all(&self) -> HashSet<u64> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs code of the node; `None` if it panics.
+pub(crate) fn guarded<T>(code: impl FnOnce() -> T) -> Option<T> {
+    // What a panic may have left inconsistent is the node's own state; it is the node's choice to
+    // share state that cannot take it (a std Mutex would be poisoned).
+    catch_unwind(AssertUnwindSafe(code)).ok()
+}
+
+/// Handles the request in `bytes`, read by thread `index`. `another_reads` says that there is
+/// a thread for the next one, whatever happens to this.
+pub(crate) fn handle(
+    shared: &Shared,
+    node: &impl Node,
+    index: usize,
+    bytes: &[u8],
+    another_reads: bool,
+) {
+    let request = match Request::decode(bytes) {
+        Ok(request) => request,
+        Err(malformed) => {
+            if let Some(unique) = malformed.unique {
+                let _ = shared.link.error(unique, Errno::INVAL);
+            }
+            return;
+        }
+    };
+    let unique = request.header.unique;
+    let task = Task { shared, node, index, header: &request.header, another_reads };
+    match guarded(|| task.run(request.operation)) {
+        Some(Ok(())) => {}
+        // The request is gone, because the caller was let go otherwise, or the connection is.
+        Some(Err(Errno::NOENT | Errno::NODEV)) => {}
+        // The kernel did not like the answer, or there has been none. If it has answered by itself,
+        // this one is refused with ENOENT and does no harm.
+        Some(Err(_)) | None => {
+            if crate::request::takes_answer(request.header.opcode) {
+                let _ = shared.link.error(unique, Errno::IO);
+            }
+        }
+    }
+}
+
+/// Tells the node that the caller of `unique` wants it to end, and sends the answer that the node
+/// may have for this.
+pub(crate) fn interrupted(shared: &Shared, node: &impl Node, unique: u64) {
+    if let Some(Some(errno)) = guarded(|| node.interrupted(unique)) {
+        let _ = shared.link.error(unique, errno);
+    }
+}
+
+/// One request being handled.
+struct Task<'a, N> {
+    shared: &'a Shared,
+    node: &'a N,
+    index: usize,
+    header: &'a InHeader,
+    another_reads: bool,
+}
+
+impl<N: Node> Task<'_, N> {
+    /// Handles and answers. An error is that of answering: a failure of the operation is an answer.
+    fn run(&self, operation: Operation<'_>) -> Result<(), Errno> {
+        let (link, unique) = (&self.shared.link, self.header.unique);
+        match operation {
+            Operation::Ioctl(ioctl, data) => self.ioctl(&ioctl, data),
+            Operation::Read(read) => self.read(&read),
+            Operation::Write(write, data) => self.write(&write, data),
+            Operation::Poll(poll) => self.poll(&poll),
+            Operation::Open(open) => self.open(&open),
+            Operation::Release(release) => self.release(release.fh),
+            Operation::Interrupt(interrupt) => {
+                if self.shared.interrupt(interrupt.unique) {
+                    interrupted(self.shared, self.node, interrupt.unique);
+                }
+                Ok(())
+            }
+            Operation::GetAttr => match &self.shared.attributes {
+                Some(attributes) => link.structure(unique, &attributes.get()),
+                None => link.error(unique, Errno::NOSYS),
+            },
+            Operation::SetAttr(change) => match &self.shared.attributes {
+                Some(attributes) => match attributes.set(&change) {
+                    Ok(now) => link.structure(unique, &now),
+                    Err(errno) => link.error(unique, errno),
+                },
+                None => link.error(unique, Errno::NOSYS),
+            },
+            Operation::StatFs => {
+                let nothing = wire::StatfsOut {
+                    bsize: 4096,
+                    frsize: 4096,
+                    namelen: 255,
+                    ..Default::default()
+                };
+                link.structure(unique, &nothing)
+            }
+            Operation::Nothing => link.ok(unique),
+            Operation::Unanswered => Ok(()),
+            // A second INIT makes no sense. Everything else (extended attributes, locks, seeking)
+            // the kernel does without after one ENOSYS.
+            Operation::Init(_) | Operation::CuseInit(_) => link.error(unique, Errno::PROTO),
+            Operation::Unknown => link.error(unique, Errno::NOSYS),
+        }
+    }
+
+    fn open(&self, open: &wire::OpenIn) -> Result<(), Errno> {
+        let (link, unique) = (&self.shared.link, self.header.unique);
+        let handle = match self.node.open(self.caller(), open.flags) {
+            Ok(handle) => handle,
+            Err(errno) => return link.error(unique, errno),
+        };
+        self.shared.handles.insert(handle);
+        let answer = wire::OpenOut { fh: handle, open_flags: OPEN_FLAGS, padding: 0 };
+        let sent = link.structure(unique, &answer);
+        if sent == Err(Errno::NOENT) {
+            // The kernel does not know the handle and will not release it.
+            self.shared.handles.remove(handle);
+            self.node.release(handle);
+        }
+        sent
+    }
+
+    fn release(&self, handle: u64) -> Result<(), Errno> {
+        self.shared.handles.remove(handle);
+        self.node.release(handle);
+        self.shared.link.ok(self.header.unique)
+    }
+
+    fn ioctl(&self, ioctl: &wire::IoctlIn, input: &[u8]) -> Result<(), Errno> {
+        let (link, unique) = (&self.shared.link, self.header.unique);
+        let Some(_admission) = self.admission(ioctl.fh) else {
+            return link.error(unique, Errno::BUSY);
+        };
+        let output_size = ioctl.out_size as usize;
+        let unrestricted = ioctl.flags & wire::IOCTL_UNRESTRICTED != 0;
+        let responder = Responder::new(link, unique, output_size);
+        let reply = self.node.ioctl(&Ioctl {
+            fh: ioctl.fh,
+            command: ioctl.cmd,
+            arg: ioctl.arg,
+            caller: self.caller(),
+            compat: ioctl.flags & (wire::IOCTL_COMPAT | wire::IOCTL_32BIT) != 0,
+            unrestricted,
+            input,
+            output_size,
+            unique,
+            interrupt: self.interrupt(),
+            responder: &responder,
+        });
+        if responder.sent().is_some() {
+            return Ok(());
+        }
+        match reply {
+            IoctlReply::Done { output, .. } if output.len() > output_size => {
+                link.error(unique, Errno::IO)
+            }
+            IoctlReply::Done { result, output } => link.ioctl_done(unique, result, &output),
+            IoctlReply::Retry { inputs, outputs } if unrestricted => {
+                link.ioctl_retry(unique, &inputs, &outputs)
+            }
+            IoctlReply::Retry { .. } => link.error(unique, Errno::IO),
+        }
+    }
+
+    fn read(&self, read: &wire::ReadIn) -> Result<(), Errno> {
+        let (link, unique) = (&self.shared.link, self.header.unique);
+        let Some(_admission) = self.admission(read.fh) else {
+            return link.error(unique, Errno::BUSY);
+        };
+        let size = read.size as usize;
+        let nonblock = read.flags & NONBLOCK != 0;
+        match self.node.read(read.fh, size, nonblock, &self.context()) {
+            Ok(data) if data.len() > size => link.error(unique, Errno::IO),
+            Ok(data) => link.data(unique, &data),
+            Err(errno) => link.error(unique, errno),
+        }
+    }
+
+    fn write(&self, write: &wire::WriteIn, data: &[u8]) -> Result<(), Errno> {
+        let (link, unique) = (&self.shared.link, self.header.unique);
+        let Some(_admission) = self.admission(write.fh) else {
+            return link.error(unique, Errno::BUSY);
+        };
+        let nonblock = write.flags & NONBLOCK != 0;
+        match self.node.write(write.fh, data, nonblock, &self.context()) {
+            Ok(size) if size > data.len() => link.error(unique, Errno::IO),
+            Ok(size) => link.structure(unique, &wire::WriteOut { size: size as u32, padding: 0 }),
+            Err(errno) => link.error(unique, errno),
+        }
+    }
+
+    fn poll(&self, poll: &wire::PollIn) -> Result<(), Errno> {
+        let sleeps = poll.flags & wire::POLL_SCHEDULE_NOTIFY != 0;
+        let wake = sleeps.then_some(PollHandle(poll.kh));
+        let revents = self.node.poll(poll.fh, poll.events, wake);
+        let answer = wire::PollOut { revents, padding: 0 };
+        self.shared.link.structure(self.header.unique, &answer)
+    }
+
+    /// Lets a request that may block occupy this thread, unless its handle has too many already.
+    fn admission(&self, handle: u64) -> Option<Admission<'_>> {
+        let admitted = self.shared.admit(self.index, handle, self.another_reads);
+        admitted.then(|| {
+            self.interrupt().begin(self.header.unique);
+            Admission { shared: self.shared, index: self.index }
+        })
+    }
+
+    fn interrupt(&self) -> &Interrupt {
+        &self.shared.worker(self.index).interrupt
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context { unique: self.header.unique, caller: self.caller(), interrupt: self.interrupt() }
+    }
+
+    fn caller(&self) -> Caller {
+        Caller { tid: self.header.pid, uid: self.header.uid, gid: self.header.gid }
+    }
+}
+
+/// The right to occupy a thread; given back when dropped.
+struct Admission<'a> {
+    shared: &'a Shared,
+    index: usize,
+}
+
+impl Drop for Admission<'_> {
+    fn drop(&mut self) {
+        self.shared.discharge(self.index);
+    }
+}

@@ -1,0 +1,247 @@
+//! A FUSE mount over one file: making it, recognising it, taking it away.
+//!
+//! Owns the mount point. An existing file is left as it is below the mount; one that had to be
+//! created is removed again, if it is still the same empty file.
+
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use crate::error::SetupError;
+use crate::wire;
+
+/// Root of the files that control FUSE connections, if fusectl is mounted.
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+
+/// A mounted FUSE file; unmounted when dropped.
+#[derive(Debug)]
+pub(crate) struct FileMount {
+    place: Place,
+    /// Which mount of the mount table is ours. `None` if the table cannot be read.
+    identity: Option<Identity>,
+    mounted: bool,
+}
+
+/// What tells our mount from others at the same path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    mount_id: u64,
+    /// Minor number of the file system's device, which is also the name of its connection.
+    connection: u32,
+}
+
+impl FileMount {
+    /// Mounts the connection of `device` over `path`.
+    pub(crate) fn new(
+        device: BorrowedFd<'_>,
+        path: &Path,
+        allow_other: bool,
+    ) -> Result<Self, SetupError> {
+        let place = Place::prepare(path)?;
+        let options = format!(
+            "fd={},rootmode={:o},user_id={},group_id={},default_permissions{},max_read={}",
+            device.as_raw_fd(),
+            wire::S_IFREG,
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+            if allow_other { ",allow_other" } else { "" },
+            wire::MAX_PAYLOAD,
+        );
+        let options = CString::new(options).map_err(|_| SetupError::Handshake(Errno::INVAL))?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        rustix::mount::mount("cuse-channel", &place.path, "fuse", flags, options.as_c_str())
+            .map_err(|errno| match errno {
+                Errno::PERM | Errno::ACCESS => SetupError::MountPermission(place.path.clone()),
+                errno => SetupError::Mount { path: place.path.clone(), errno },
+            })?;
+        let identity = topmost_mount(&place.path);
+        Ok(Self { place, identity, mounted: true })
+    }
+
+    /// Absolute path of the node.
+    pub(crate) fn path(&self) -> &Path {
+        &self.place.path
+    }
+
+    /// Takes the mount away at once, even if it is in use, and ends the connection: whoever waits
+    /// for an answer gets ECONNABORTED. Ending it needs root; without, it ends when the descriptor
+    /// of the channel is closed.
+    pub(crate) fn unmount(&mut self) {
+        if !std::mem::take(&mut self.mounted) {
+            return;
+        }
+        self.abort();
+        // Someone else may have unmounted ours, or mounted over it; neither is ours to touch.
+        if self.identity.is_some() && topmost_mount(&self.place.path) != self.identity {
+            return;
+        }
+        let forced = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        let gently = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        if rustix::mount::unmount(&self.place.path, forced).is_err()
+            && let Err(errno) = rustix::mount::unmount(&self.place.path, gently)
+        {
+            log::warn!("cannot unmount {}: {errno}", self.place.path.display());
+        }
+    }
+
+    /// Ends the connection through fusectl, if that is mounted and ours to write. It works when
+    /// ours is no longer the topmost mount, too.
+    fn abort(&self) {
+        if let Some(identity) = self.identity {
+            let file = format!("{CONNECTIONS}/{}/abort", identity.connection);
+            let _ = std::fs::write(file, "1");
+        }
+    }
+}
+
+impl Drop for FileMount {
+    fn drop(&mut self) {
+        self.unmount();
+    }
+}
+
+/// The file that is mounted over.
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    /// Device and inode of the file, if it was created here.
+    created: Option<(u64, u64)>,
+}
+
+impl Place {
+    fn prepare(path: &Path) -> Result<Self, SetupError> {
+        let refused = |errno| SetupError::Place { path: path.to_owned(), errno };
+        match path.canonicalize() {
+            Ok(path) => {
+                let stat = rustix::fs::stat(&path).map_err(refused)?;
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    return Err(SetupError::Directory(path));
+                }
+                Ok(Self { path, created: None })
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Self::create(path).map_err(refused)
+            }
+            Err(error) => Err(refused(Errno::from_io_error(&error).unwrap_or(Errno::IO))),
+        }
+    }
+
+    fn create(path: &Path) -> Result<Self, Errno> {
+        let name = path.file_name().ok_or(Errno::INVAL)?;
+        let parent = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let parent = parent.canonicalize();
+        let parent = parent.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        let path = parent.join(name);
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&path, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&file)?;
+        Ok(Self { path, created: Some((stat.st_dev, stat.st_ino)) })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some(created) = self.created else { return };
+        // As an O_PATH descriptor, so that a FUSE file that someone mounted here is not opened.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if topmost_mount(&self.path).is_some() {
+            return;
+        }
+        let Ok(file) = rustix::fs::open(&self.path, flags, Mode::empty()) else { return };
+        if let Ok(stat) = rustix::fs::fstat(&file)
+            && (stat.st_dev, stat.st_ino) == created
+            && stat.st_size == 0
+        {
+            let _ = rustix::fs::unlink(&self.path);
+        }
+    }
+}
+
+/// The mount that a lookup of `path` ends in, if something is mounted right there.
+fn topmost_mount(path: &Path) -> Option<Identity> {
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+    find_mount(&table, path)
+}
+
+/// Finds the last mount at `path` in a table of the form that proc(5) gives for mountinfo:
+/// mount id, parent's id, device's major:minor, root, mount point, ...
+fn find_mount(table: &[u8], path: &Path) -> Option<Identity> {
+    let lines = table.split(|&byte| byte == b'\n');
+    lines
+        .filter_map(|line| {
+            let mut fields = line.split(|&byte| byte == b' ');
+            let number = |bytes| std::str::from_utf8(bytes).ok();
+            let mount_id = number(fields.next()?)?.parse().ok()?;
+            let device = number(fields.nth(1)?)?;
+            let (_, minor) = device.split_once(':')?;
+            let point = unescape(fields.nth(1)?);
+            let identity = Identity { mount_id, connection: minor.parse().ok()? };
+            (Path::new(&point) == path).then_some(identity)
+        })
+        .next_back()
+}
+
+/// Undoes the table's octal escapes of blanks, tabs, newlines and backslashes.
+fn unescape(field: &[u8]) -> OsString {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        let escape = tail.get(..3).filter(|_| *first == b'\\');
+        let code = escape.and_then(|digits| {
+            digits
+                .iter()
+                .try_fold(0u32, |code, digit| Some(code * 8 + char::from(*digit).to_digit(8)?))
+        });
+        match code.and_then(|code| u8::try_from(code).ok()) {
+            Some(byte) => {
+                plain.push(byte);
+                rest = &tail[3..];
+            }
+            None => plain.push(*first),
+        }
+    }
+    OsString::from_vec(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &[u8] = b"\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
+40 22 0:35 / /run/a\\040b rw - fuse cuse-channel rw\n\
+41 22 0:36 / /run/x rw - fuse other rw\n\
+42 22 0:37 / /run/x rw - fuse cuse-channel rw\n";
+
+    #[test]
+    fn the_last_mount_at_a_path_counts() {
+        let identity = find_mount(TABLE, Path::new("/run/x"));
+        assert_eq!(identity, Some(Identity { mount_id: 42, connection: 37 }));
+    }
+
+    #[test]
+    fn blanks_in_a_path_are_escaped() {
+        let identity = find_mount(TABLE, Path::new("/run/a b"));
+        assert_eq!(identity, Some(Identity { mount_id: 40, connection: 35 }));
+    }
+
+    #[test]
+    fn a_path_below_a_mount_is_not_a_mount() {
+        assert_eq!(find_mount(TABLE, Path::new("/run")), None);
+        assert_eq!(find_mount(b"nonsense\n\n1 2 3\n", Path::new("/run")), None);
+    }
+
+    #[test]
+    fn what_is_no_escape_stays() {
+        assert_eq!(unescape(b"a\\134b\\9\\777"), "a\\b\\9\\777");
+    }
+}

@@ -1,0 +1,291 @@
+//! The argument of one ioctl: reading it from the caller and writing results back.
+//!
+//! Two ways, behind one interface. *Direct*: the caller's memory is read and written while it
+//! waits, so that a command takes one round trip. *Retry*: the kernel copies. The handler runs,
+//! finds that it lacks an input or the room for an output, and the request is answered with the
+//! list of what it wants; the kernel gathers that and sends the request again, and the handler
+//! runs from its start. So a handler must read all its inputs and reserve all its outputs
+//! before it changes anything. Retry is the fallback where the caller cannot be reached (it
+//! lives outside the daemon's pid namespace), and only CUSE offers it.
+
+use cuse_channel::IoVec;
+use rustix::io::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::caller::Tid;
+use crate::failure::Failure;
+
+/// How the memory of callers is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Directly where possible, else by retry.
+    #[default]
+    Direct,
+    /// Always by retry: for measuring it, and for its tests.
+    Retry,
+}
+
+/// Why a handler stops before it has done anything.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The request is refused.
+    Refuse(Failure),
+    /// The kernel must gather more of the caller's memory first: see [`CallerMemory::wanted`].
+    Retry,
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Refuse(failure)
+    }
+}
+
+impl From<ioasid::Error> for Stop {
+    fn from(error: ioasid::Error) -> Self {
+        Self::Refuse(error.into())
+    }
+}
+
+/// A place in the caller's memory whose bytes will be written when the request succeeds.
+#[derive(Clone, Copy, Debug)]
+pub struct Output(usize);
+
+/// The memory of the caller of one request.
+pub struct CallerMemory<'a> {
+    tid: Option<Tid>,
+    by_retry: bool,
+    can_retry: bool,
+    gathered: &'a [u8],
+    output_room: usize,
+    inputs: Vec<IoVec>,
+    outputs: Vec<IoVec>,
+    written: Vec<u8>,
+}
+
+impl<'a> CallerMemory<'a> {
+    /// The memory behind `request`.
+    pub fn new(request: &cuse_channel::Ioctl<'a>, access: Access) -> Self {
+        let tid = Tid::new(request.caller.tid);
+        let repeated = !request.input.is_empty() || request.output_size > 0;
+        let by_retry =
+            request.unrestricted && (repeated || tid.is_none() || access == Access::Retry);
+        Self {
+            tid,
+            by_retry,
+            can_retry: request.unrestricted,
+            gathered: request.input,
+            output_room: request.output_size,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            written: Vec::new(),
+        }
+    }
+
+    /// The calling thread, if it can be named.
+    pub fn tid(&self) -> Option<Tid> {
+        self.tid
+    }
+
+    /// What the kernel shall gather after [`Stop::Retry`]: inputs and outputs.
+    pub fn wanted(self) -> (Vec<IoVec>, Vec<IoVec>) {
+        (self.inputs, self.outputs)
+    }
+
+    /// What the kernel shall copy to the caller with the answer.
+    pub fn into_output(self) -> Vec<u8> {
+        self.written
+    }
+
+    /// Reads `buffer.len()` bytes at `address`.
+    ///
+    /// # Errors
+    /// EFAULT when any of them cannot be read.
+    pub fn read(&mut self, address: u64, buffer: &mut [u8]) -> Result<(), Stop> {
+        self.read_parts(address, buffer, &mut []).map(drop)
+    }
+
+    /// Reads `head`, which must be readable, and as much as can be of `tail` behind it. Returns
+    /// the number of bytes read.
+    fn read_parts(
+        &mut self,
+        address: u64,
+        head: &mut [u8],
+        tail: &mut [u8],
+    ) -> Result<usize, Stop> {
+        let wanted = head.len() + tail.len();
+        if wanted == 0 {
+            return Ok(0);
+        }
+        if !self.by_retry {
+            let result = match self.tid {
+                Some(tid) => tid.read(address, head, tail),
+                None => Err(Errno::PERM),
+            };
+            match result {
+                Ok(read) if read >= head.len() => return Ok(read),
+                Ok(_) | Err(Errno::FAULT) => return Err(unreadable(address, wanted)),
+                Err(_) if self.can_retry => self.by_retry = true,
+                Err(error) => return Err(unreachable_caller(error)),
+            }
+        }
+        self.inputs.push(IoVec { base: address, len: wanted as u64 });
+        match self.gathered.split_at_checked(wanted) {
+            Some((bytes, rest)) => {
+                let (first, second) = bytes.split_at(head.len());
+                head.copy_from_slice(first);
+                tail.copy_from_slice(second);
+                self.gathered = rest;
+                Ok(wanted)
+            }
+            None => {
+                self.gathered = &[];
+                Err(Stop::Retry)
+            }
+        }
+    }
+
+    /// Sets `len` bytes at `address` aside for a result. The caller's memory is written only by
+    /// [`write`](Self::write).
+    pub fn reserve(&mut self, address: u64, len: usize) -> Output {
+        self.outputs.push(IoVec { base: address, len: len as u64 });
+        Output(self.outputs.len() - 1)
+    }
+
+    /// To be called once all inputs were read and all outputs reserved.
+    ///
+    /// # Errors
+    /// [`Stop::Retry`] when the kernel has not made room for the outputs yet.
+    pub fn ready(&mut self) -> Result<(), Stop> {
+        let room: u64 = self.outputs.iter().map(|output| output.len).sum();
+        match self.by_retry && room > self.output_room as u64 {
+            true => Err(Stop::Retry),
+            false => Ok(()),
+        }
+    }
+
+    /// Checks that an output can be written, by writing to it what it holds: for commands that
+    /// change something and then report it, so that a bad pointer is noticed before the change.
+    /// (By retry the kernel copies after the answer, and nothing can be checked beforehand.)
+    pub fn check_writable(&self, output: Output, holds: &[u8]) -> Result<(), Stop> {
+        let IoVec { base, .. } = self.outputs[output.0];
+        match self.tid {
+            Some(tid) if !self.by_retry => {
+                tid.write(base, holds).map_err(|_| unwritable(base, holds.len()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a result. Outputs are written in the order in which they were reserved; each once.
+    ///
+    /// # Errors
+    /// EFAULT when the caller's memory cannot be written.
+    pub fn write(&mut self, output: Output, bytes: &[u8]) -> Result<(), Failure> {
+        let IoVec { base, len } = self.outputs[output.0];
+        debug_assert!(bytes.len() as u64 <= len);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if self.by_retry {
+            let start: u64 = self.outputs[..output.0].iter().map(|output| output.len).sum();
+            self.written.resize(start as usize, 0);
+            self.written.extend_from_slice(bytes);
+            return Ok(());
+        }
+        match self.tid {
+            Some(tid) => tid.write(base, bytes).map_err(|_| Errno::FAULT),
+            None => Err(Errno::FAULT),
+        }
+        .map_err(|_| Failure::new(Errno::FAULT, unwritable_sentence(base, bytes.len())))
+    }
+
+    /// Reads a structure that begins with `argsz`, by the rules of the header: shorter than the
+    /// structure is EINVAL; longer is fine while the tail is zero.
+    pub fn structure<T>(&mut self, address: u64) -> Result<T, Stop>
+    where
+        T: FromBytes + IntoBytes + Immutable,
+    {
+        let mut value = T::new_zeroed();
+        let size = size_of::<T>();
+        let (head, tail) = value.as_mut_bytes().split_at_mut(size_of::<u32>());
+        let read = self.read_parts(address, head, tail)?;
+        let argsz = u32::from_ne_bytes(head.try_into().expect("argsz has four bytes"));
+        if (argsz as usize) < size {
+            return Err(Failure::invalid(format!(
+                "argsz is {argsz}, but the structure has {size} bytes: set it to sizeof the structure"
+            ))
+            .into());
+        }
+        if read < size {
+            return Err(unreadable(address, size));
+        }
+        self.check_tail(address, size, argsz)?;
+        Ok(value)
+    }
+
+    /// Reads a structure that the command also writes results into.
+    ///
+    /// # Errors
+    /// As for [`structure`](Self::structure).
+    pub fn exchange<T>(&mut self, address: u64) -> Result<(T, Output), Stop>
+    where
+        T: FromBytes + IntoBytes + Immutable,
+    {
+        // Reserved first, so that by retry one more round gathers the input and makes the room.
+        let output = self.reserve(address, size_of::<T>());
+        Ok((self.structure(address)?, output))
+    }
+
+    fn check_tail(&mut self, address: u64, size: usize, argsz: u32) -> Result<(), Stop> {
+        if argsz > ioasid_uapi::ARGSZ_MAX {
+            return Err(Failure::new(
+                Errno::TOOBIG,
+                format!(
+                    "argsz is {argsz}, more than the {} that any structure may have",
+                    ioasid_uapi::ARGSZ_MAX
+                ),
+            )
+            .into());
+        }
+        let mut tail = [0; ioasid_uapi::ARGSZ_MAX as usize];
+        let tail = &mut tail[..argsz as usize - size];
+        let behind = address.checked_add(size as u64).ok_or(unreadable(address, size))?;
+        self.read(behind, tail)?;
+        match tail.iter().position(|&byte| byte != 0) {
+            None => Ok(()),
+            Some(at) => Err(Failure::new(
+                Errno::TOOBIG,
+                format!(
+                    "argsz is {argsz} and byte {} is not zero, but this version knows only the first {size} bytes",
+                    size + at
+                ),
+            )
+            .into()),
+        }
+    }
+}
+
+fn unreadable(address: u64, len: usize) -> Stop {
+    let sentence = format!("the {len} bytes at {address:#x} of the program cannot be read");
+    Failure::new(Errno::FAULT, sentence).into()
+}
+
+fn unwritable(address: u64, len: usize) -> Stop {
+    Failure::new(Errno::FAULT, unwritable_sentence(address, len)).into()
+}
+
+fn unwritable_sentence(address: u64, len: usize) -> String {
+    format!("the {len} bytes at {address:#x} of the program cannot be written")
+}
+
+fn unreachable_caller(error: Errno) -> Stop {
+    Failure::new(
+        Errno::FAULT,
+        format!(
+            "the memory of the program cannot be reached ({error}): it runs outside the daemon's \
+             pid namespace, or the daemon may not trace it"
+        ),
+    )
+    .into()
+}

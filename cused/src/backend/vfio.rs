@@ -1,0 +1,308 @@
+//! VFIO: a group that a program brought, and the type1 container that translates for it.
+//!
+//! The daemon never opens a group or a device. It takes the group descriptor that the program
+//! names, checks that this is one, and gives the group a container of its own. The devices are
+//! then the program's to open and to use, without the daemon.
+
+mod ioctl;
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use ioasid::{Entry, Geometry, PageSizes, Range, RangeSet};
+use rustix::fs::{FileType, Mode, OFlags, open};
+use rustix::io::Errno;
+
+use crate::failure::Failure;
+use crate::memory::{self, Backing};
+
+const CONTAINER_NODE: &str = "/dev/vfio/vfio";
+/// type1's own limit, when the container does not say (module parameter dma_entry_limit).
+const DEFAULT_ENTRY_LIMIT: u32 = 65535;
+
+/// Whether this host has VFIO at all.
+pub fn available() -> bool {
+    Path::new(CONTAINER_NODE).exists()
+}
+
+/// A group descriptor that a program opened, checked to be one.
+#[derive(Debug)]
+pub struct Group {
+    fd: OwnedFd,
+    number: u32,
+}
+
+impl Group {
+    /// Takes over a descriptor that a program named.
+    ///
+    /// What it is, is asked of the kernel by its device number and not by an ioctl: an ioctl on a
+    /// node of the caller's own making could do anything, or never return.
+    ///
+    /// # Errors
+    /// EINVAL when it is no VFIO group; EOPNOTSUPP for a group without an IOMMU.
+    pub fn new(fd: OwnedFd) -> Result<Self, Failure> {
+        let name = class_device(&fd, "vfio").ok_or_else(|| {
+            Failure::invalid(
+                "the descriptor is no VFIO group: open /dev/vfio/N, N the group number",
+            )
+        })?;
+        match name.parse() {
+            Ok(number) => Ok(Self { fd, number }),
+            Err(_) => Err(Failure::unsupported(format!(
+                "group {name} has no IOMMU, so that its devices cannot be confined"
+            ))),
+        }
+    }
+
+    /// Its IOMMU group number.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Checks that the group has a device of this name, ready for VFIO.
+    ///
+    /// # Errors
+    /// ENOENT otherwise.
+    pub fn check_device(&self, name: &str) -> Result<(), Failure> {
+        let devices = PathBuf::from(format!("/sys/kernel/iommu_groups/{}/devices", self.number));
+        let missing = |what: String| Err(Failure::new(Errno::NOENT, what));
+        let is_file_name = !name.contains('/') && name != "." && name != "..";
+        let device = devices.join(name);
+        if !is_file_name || !device.exists() {
+            let present = names(&devices).join(", ");
+            return missing(format!(
+                "group {} has no device {name:?}; it has {present}",
+                self.number
+            ));
+        }
+        let driver = fs::read_link(device.join("driver")).unwrap_or_default();
+        let driver = driver.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match driver.contains("vfio") {
+            true => Ok(()),
+            false => missing(format!(
+                "device {name} is not bound to a VFIO driver (it has {}): bind it to vfio-pci",
+                if driver.is_empty() { "none" } else { &driver }
+            )),
+        }
+    }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into()).collect();
+    names.sort();
+    names
+}
+
+/// The name of a character device in class `class`, if `fd` is open on one.
+fn class_device(fd: &OwnedFd, class: &str) -> Option<String> {
+    let attributes = memory::attributes(fd).ok()?;
+    if FileType::from_raw_mode(attributes.stx_mode.into()) != FileType::CharacterDevice {
+        return None;
+    }
+    let (major, minor) = (attributes.stx_rdev_major, attributes.stx_rdev_minor);
+    let link = fs::canonicalize(format!("/sys/dev/char/{major}:{minor}")).ok()?;
+    let subsystem = fs::canonicalize(link.join("subsystem")).ok()?;
+    (subsystem.file_name()? == class).then(|| link.file_name()?.to_str().map(str::to_owned))?
+}
+
+/// A group in a container of its own.
+///
+/// Dropping it unmaps everything and lets the group go.
+#[derive(Debug)]
+pub struct Container {
+    fd: OwnedFd,
+    group: Group,
+    geometry: Geometry,
+}
+
+impl Container {
+    /// Makes a container for the group.
+    ///
+    /// # Errors
+    /// EBUSY when the group has one already; EPERM when it is not viable or interrupts
+    /// are not remapped; EOPNOTSUPP when the host has no type1 v2, or the group no IOMMU.
+    pub fn new(group: Group) -> Result<Self, Failure> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let fd = open(CONTAINER_NODE, flags, Mode::empty()).map_err(|error| {
+            Failure::unsupported(format!(
+                "{CONTAINER_NODE} cannot be opened: {error}; run: modprobe vfio-pci"
+            ))
+        })?;
+        ioctl::set_container(&group.fd, &fd).map_err(|error| refuse_container(&group, error))?;
+        let enabled = enable(&fd, group.number);
+        let nothing =
+            Geometry { pgsizes: PageSizes(0), permitted: RangeSet::default(), max_mappings: 0 };
+        let (geometry, error) = match enabled {
+            Ok(geometry) => (geometry, None),
+            Err(error) => (nothing, Some(error)),
+        };
+        // From here on the value's drop takes the group out of the container again.
+        let container = Self { fd, group, geometry };
+        error.map_or(Ok(container), Err)
+    }
+
+    /// What the container can hold.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// The group in it.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// Whether the group can be let go: no device descriptor of it, nor a mapping of a device's
+    /// registers, is open. On success the group has no container any more.
+    ///
+    /// # Errors
+    /// EBUSY.
+    pub fn detach_group(&mut self) -> Result<(), Failure> {
+        ioctl::unset_container(&self.group.fd).map_err(|error| match error {
+            Errno::BUSY => Failure::new(
+                Errno::BUSY,
+                format!(
+                    "a device of group {} is still open: close its descriptor and unmap its registers first",
+                    self.group.number
+                ),
+            ),
+            other => unexpected("VFIO_GROUP_UNSET_CONTAINER", other),
+        })
+    }
+
+    /// See [`Table::map`](super::Table::map). Memory of several files takes a mapping for each.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn map(&mut self, entry: &Entry, memory: &Backing) -> Result<(), Failure> {
+        let &Entry { iova, size, prot, offset, .. } = entry;
+        let mut done = 0;
+        let result = memory.visit(offset..offset + size, |position, window| {
+            ioctl::map_dma(&self.fd, iova + position, window, prot)?;
+            done = position + window.len();
+            Ok::<_, Errno>(())
+        });
+        result.map_err(|error| {
+            if done > 0 {
+                // What was mapped a moment ago can be unmapped; if not, the release of the
+                // container will.
+                let _ = ioctl::unmap_dma(&self.fd, iova, done);
+            }
+            refuse_map(iova, size, error)
+        })
+    }
+
+    /// See [`Table::unmap`](super::Table::unmap).
+    ///
+    /// # Errors
+    /// EIO when the kernel refuses.
+    pub fn unmap(&mut self, iova: u64, size: u64) -> Result<(), Failure> {
+        ioctl::unmap_dma(&self.fd, iova, size)
+            .map(drop)
+            .map_err(|error| unexpected("VFIO_IOMMU_UNMAP_DMA", error))
+    }
+
+    /// See [`Table::clear`](super::Table::clear).
+    ///
+    /// # Errors
+    /// EIO when the kernel refuses.
+    pub fn clear(&mut self) -> Result<(), Failure> {
+        ioctl::unmap_all(&self.fd).map_err(|error| unexpected("VFIO_IOMMU_UNMAP_DMA (all)", error))
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // The program may still hold the group or a device, and with it the container; so what
+        // is mapped must go now and not with the last descriptor. Errors mean that it is gone.
+        let _ = ioctl::unmap_all(&self.fd);
+        let _ = ioctl::unset_container(&self.group.fd);
+    }
+}
+
+/// Sets the IOMMU model of a fresh container, and asks what it can do.
+fn enable(container: &OwnedFd, group: u32) -> Result<Geometry, Failure> {
+    ioctl::set_type1v2(container).map_err(|error| refuse_iommu(group, error))?;
+    let info = ioctl::info(container).map_err(|error| unexpected("VFIO_IOMMU_GET_INFO", error))?;
+    let ranges = info.ranges.iter().filter_map(|&(start, last)| Range::new(start, last));
+    let permitted: RangeSet = ranges.collect();
+    if permitted.is_empty() {
+        return Err(Failure::unsupported(format!(
+            "group {group} is not behind an IOMMU of its own (a mediated device?)"
+        )));
+    }
+    Ok(Geometry {
+        pgsizes: PageSizes(info.pgsizes),
+        permitted,
+        max_mappings: info.available_mappings.unwrap_or(DEFAULT_ENTRY_LIMIT),
+    })
+}
+
+fn refuse_iommu(group: u32, error: Errno) -> Failure {
+    match error {
+        Errno::PERM => Failure::new(
+            Errno::PERM,
+            "the platform does not remap interrupts, so that the kernel refuses to give devices \
+             away; turn interrupt remapping on, or accept the risk with: \
+             echo 1 > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
+        ),
+        Errno::NODEV | Errno::INVAL | Errno::NOTTY => Failure::unsupported(format!(
+            "group {group} cannot be driven by VFIO type1 v2: {error}; run: modprobe vfio_iommu_type1"
+        )),
+        other => unexpected("VFIO_SET_IOMMU", other),
+    }
+}
+
+fn refuse_container(group: &Group, error: Errno) -> Failure {
+    let number = group.number;
+    match error {
+        Errno::PERM => Failure::new(
+            Errno::PERM,
+            format!(
+                "group {number} is not viable: every device in it must be bound to vfio-pci or to no driver; \
+                 see ioasidctl doctor, and /sys/kernel/iommu_groups/{number}/devices"
+            ),
+        ),
+        Errno::INVAL | Errno::BUSY => Failure::new(
+            Errno::BUSY,
+            format!(
+                "group {number} is in a container already: another open of this node, or another program, uses it"
+            ),
+        ),
+        other => unexpected("VFIO_GROUP_SET_CONTAINER", other),
+    }
+}
+
+fn refuse_map(iova: u64, size: u64, error: Errno) -> Failure {
+    let range = format!("[{iova:#x}, +{size:#x})");
+    match error {
+        Errno::FAULT | Errno::OPNOTSUPP => Failure::new(
+            Errno::FAULT,
+            format!(
+                "the memory for {range} cannot be pinned: it was cut short, or it is a file that this \
+                 kernel does not let devices write (files on disk, from Linux 6.8 on)"
+            ),
+        ),
+        Errno::NOMEM => Failure::new(
+            Errno::NOMEM,
+            format!(
+                "pinning the memory for {range} needs more memory, or a higher locked-memory limit of the daemon"
+            ),
+        ),
+        Errno::NOSPC => Failure::new(
+            Errno::NOSPC,
+            format!(
+                "no room for {range}: the container is out of mappings (module parameter dma_entry_limit of vfio_iommu_type1)"
+            ),
+        ),
+        Errno::INTR => Failure::new(Errno::INTR, "a signal arrived; nothing was mapped"),
+        other => unexpected("VFIO_IOMMU_MAP_DMA", other),
+    }
+}
+
+fn unexpected(what: &str, error: impl Into<io::Error>) -> Failure {
+    Failure::new(Errno::IO, format!("{what} failed unexpectedly: {}", error.into()))
+}

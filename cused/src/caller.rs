@@ -1,0 +1,115 @@
+//! The caller of a request: the thread that is blocked in its ioctl while we serve it.
+//!
+//! The kernel names it by thread id. The thread cannot run or go away before the request is
+//! answered (a killed caller waits, uninterruptibly, for the answer), so for that long its
+//! id, its memory and its descriptors can be used without fear of the id being given to somebody
+//! else. Nothing here may be used after the answer.
+
+use std::fs;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{OwnedFd, RawFd};
+
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
+use nix::unistd::Pid as NixPid;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+use crate::failure::Failure;
+
+/// The thread id of a caller, as seen in the daemon's pid namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tid(u32);
+
+impl Tid {
+    /// The thread of a request's header. None when the kernel could not name it: the caller is
+    /// outside the daemon's pid namespace.
+    pub fn new(tid: u32) -> Option<Self> {
+        (tid != 0 && i32::try_from(tid).is_ok()).then_some(Self(tid))
+    }
+
+    /// The number, for paths under /proc.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+
+    fn nix(self) -> NixPid {
+        NixPid::from_raw(self.0.cast_signed())
+    }
+
+    /// Reads the caller's memory at `address` into `head` and, right behind it, into `tail`.
+    /// Returns how many bytes were read; what lies in `head` was read when that is its length or
+    /// more, also when `tail` reaches into memory that cannot be read.
+    pub fn read(self, address: u64, head: &mut [u8], tail: &mut [u8]) -> Result<usize, Errno> {
+        let behind = address.checked_add(head.len() as u64).ok_or(Errno::FAULT)?;
+        let remote = [remote_part(address, head.len())?, remote_part(behind, tail.len())?];
+        let mut local = [IoSliceMut::new(head), IoSliceMut::new(tail)];
+        process_vm_readv(self.nix(), &mut local, &remote).map_err(errno)
+    }
+
+    /// Writes `bytes` to the caller's memory: all of them, or EFAULT.
+    pub fn write(self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+        let remote = remote_part(address, bytes.len())?;
+        match process_vm_writev(self.nix(), &[IoSlice::new(bytes)], &[remote]).map_err(errno)? {
+            written if written == bytes.len() => Ok(()),
+            _ => Err(Errno::FAULT),
+        }
+    }
+
+    /// A duplicate of descriptor `fd` of the caller's own table.
+    ///
+    /// The caller gets nothing from this that it did not hold: the descriptor carries the
+    /// rights with which the caller, or who gave it to the caller, opened it.
+    pub fn descriptor(self, fd: RawFd) -> Result<OwnedFd, Failure> {
+        if fd < 0 {
+            return Err(Failure::new(Errno::BADF, format!("{fd} is not a file descriptor")));
+        }
+        let pidfd = self.pidfd()?;
+        pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(|error| match error {
+            Errno::BADF => Failure::new(
+                Errno::BADF,
+                format!("descriptor {fd} is not open in the calling program"),
+            ),
+            Errno::PERM => Failure::new(
+                Errno::PERM,
+                format!(
+                    "the kernel does not let the daemon take descriptor {fd} from the program; if \
+                     /proc/sys/kernel/yama/ptrace_scope is 3, set it to 2 or less and reboot"
+                ),
+            ),
+            other => Failure::new(other, format!("descriptor {fd} cannot be taken: {other}")),
+        })
+    }
+
+    /// The process of the caller. From Linux 6.9 on the thread itself, whose descriptor table
+    /// may be its own.
+    fn pidfd(self) -> Result<OwnedFd, Failure> {
+        let gone =
+            |error: Errno| Failure::new(error, format!("the caller cannot be found: {error}"));
+        let open = |id: u32, flags| match Pid::from_raw(id.cast_signed()) {
+            Some(pid) => pidfd_open(pid, flags).map_err(gone),
+            None => Err(gone(Errno::SRCH)),
+        };
+        const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
+        match open(self.0, PIDFD_THREAD) {
+            Ok(fd) => Ok(fd),
+            Err(_) => open(self.process()?, PidfdFlags::empty()),
+        }
+    }
+
+    /// The process id (thread group) of the caller.
+    fn process(self) -> Result<u32, Failure> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap_or_default();
+        status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok()).ok_or_else(
+            || Failure::new(Errno::SRCH, "the calling process cannot be found in /proc"),
+        )
+    }
+}
+
+fn remote_part(base: u64, len: usize) -> Result<RemoteIoVec, Errno> {
+    let base = usize::try_from(base).map_err(|_| Errno::FAULT)?;
+    Ok(RemoteIoVec { base, len })
+}
+
+fn errno(error: nix::errno::Errno) -> Errno {
+    Errno::from_raw_os_error(error as i32)
+}

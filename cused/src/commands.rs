@@ -1,0 +1,593 @@
+//! The commands of the node: each ioctl from its argument to its result.
+//!
+//! A command first reads all of its argument and checks its shape, then asks the engine, and only
+//! then changes something. Which rule is checked by whom: the shape of an argument here; ids,
+//! ranges and limits in the engine; whose memory and whose descriptor it is in
+//! [`memory`](crate::memory) and [`backend`](crate::backend).
+
+use std::sync::Arc;
+
+use cuse_channel::Interrupt;
+use ioasid::{Bind, Cookie, DeviceId, GroupId, Ioasid, Limits, Map, Prot, Unmap};
+use ioasid_uapi::{self as uapi, cmd, ext};
+use rustix::io::Errno;
+use zerocopy::IntoBytes as _;
+
+use crate::argument::{CallerMemory, Output, Stop};
+use crate::backend::simulated::{Simulator, Transfer};
+use crate::backend::{Table, rights_needed, vfio};
+use crate::caller::Tid;
+use crate::context::{Context, State};
+use crate::failure::Failure;
+use crate::memory::mirror;
+
+/// What all opens of the node have in common.
+#[derive(Debug)]
+pub struct Host {
+    /// What one open may have.
+    pub limits: Limits,
+    /// The simulated devices.
+    pub simulator: Arc<Simulator>,
+}
+
+impl Host {
+    fn has_extension(&self, extension: u64) -> bool {
+        match extension {
+            ext::MAP_TYPE1V2 | ext::MULTIDEV_GROUP | ext::SHARED_MEMORY => true,
+            ext::VFIO => vfio::available(),
+            ext::SIMULATED => !self.simulator.is_empty(),
+            _ => false,
+        }
+    }
+}
+
+/// Simulated groups are numbered apart from the machine's IOMMU groups.
+const SIMULATED_GROUPS: u64 = 1 << 32;
+
+/// One command being served.
+pub struct Command<'a, 'm> {
+    /// What all opens share.
+    pub host: &'a Host,
+    /// The open that it came on.
+    pub context: &'a Context,
+    /// The memory of its caller.
+    pub memory: &'a mut CallerMemory<'m>,
+    /// Whether a signal waits for its caller.
+    pub interrupt: &'a Interrupt,
+}
+
+type Done = Result<i32, Stop>;
+
+impl Command<'_, '_> {
+    /// Serves ioctl `command` with argument `arg`. Returns what the ioctl returns.
+    ///
+    /// # Errors
+    /// Each with the errno that the header gives for it.
+    pub fn run(&mut self, command: u32, arg: u64) -> Done {
+        match command {
+            cmd::CHECK_EXTENSION => Ok(self.host.has_extension(arg).into()),
+            cmd::REGISTER_MEMORY | cmd::UNREGISTER_MEMORY => self.register_memory(arg),
+            cmd::ALLOC => self.alloc(),
+            cmd::FREE => self.free(arg),
+            cmd::GET_INFO => self.get_info(arg),
+            cmd::MAP_DMA => self.map_dma(arg),
+            cmd::UNMAP_DMA => self.unmap_dma(arg),
+            cmd::CREATE_NESTING => self.create_nesting(),
+            cmd::BIND_PGTABLE => self.bind_pgtable(arg, true),
+            cmd::UNBIND_PGTABLE => self.bind_pgtable(arg, false),
+            cmd::BIND_PASID_TABLE => self.bind_pasid_table(arg, true),
+            cmd::UNBIND_PASID_TABLE => self.bind_pasid_table(arg, false),
+            cmd::INVALIDATE_CACHE => self.invalidate_cache(arg),
+            cmd::BIND_DEVICE => self.bind_device(arg),
+            cmd::UNBIND_DEVICE => self.unbind_device(arg),
+            cmd::ATTACH_DEVICE => self.attach_device(arg),
+            cmd::DETACH_DEVICE => self.detach_device(arg),
+            cmd::GET_DEVICE_INFO => self.get_device_info(arg),
+            cmd::GET_ERROR => self.get_error(arg),
+            cmd::SIM_DMA => self.sim_dma(arg),
+            other => Err(Failure::new(
+                Errno::NOTTY,
+                format!("{other:#x} is no command of /dev/ioasid; see ioasid.h"),
+            )
+            .into()),
+        }
+    }
+
+    fn alloc(&mut self) -> Done {
+        Ok(result(self.context.state.lock().engine.alloc()?.get()))
+    }
+
+    fn free(&mut self, arg: u64) -> Done {
+        let mut state = self.context.state.lock();
+        let plan = state.engine.plan_free(by_value(arg, "IOASID")?.try_into()?)?;
+        state.execute(plan)?;
+        Ok(0)
+    }
+
+    fn get_info(&mut self, arg: u64) -> Done {
+        let (mut info, output): (uapi::Info, _) = self.memory.exchange(arg)?;
+        let room = info.nr_ranges as usize;
+        let space = self.context.state.lock().engine.info(info.ioasid.try_into()?)?;
+        let ranges = space.permitted.as_slice();
+        let listed = if ranges.len() <= room { ranges.len() } else { 0 };
+        let list = self.memory.reserve(info.ranges, listed * size_of::<uapi::IovaRange>());
+        self.memory.ready()?;
+        info.flags = uapi::INFO_MAP_DMA;
+        if space.simulated {
+            info.flags |= uapi::INFO_SIMULATED;
+        }
+        info.parent = space.parent.map_or(0, Ioasid::get);
+        info.pgsizes = space.pgsizes.0;
+        info.nr_ranges = ranges.len() as u32;
+        info.nr_devices = space.nr_devices;
+        info.nr_children = space.nr_children;
+        info.max_mappings = space.max_mappings;
+        info.nr_mappings = space.nr_mappings;
+        info.mapped_bytes = space.mapped_bytes;
+        self.memory.write(output, info.as_bytes())?;
+        let bytes: Vec<_> = ranges[..listed]
+            .iter()
+            .map(|range| uapi::IovaRange { start: range.start(), last: range.last() })
+            .collect();
+        self.memory.write(list, bytes.as_bytes())?;
+        match room != 0 && ranges.len() > room {
+            false => Ok(0),
+            true => Err(Failure::new(
+                Errno::MSGSIZE,
+                format!("there are {} IOVA ranges, but room for {room}", ranges.len()),
+            )
+            .into()),
+        }
+    }
+
+    fn map_dma(&mut self, arg: u64) -> Done {
+        let map: uapi::MapDma = self.memory.structure(arg)?;
+        known_flags(map.flags, uapi::MAP_READ | uapi::MAP_WRITE)?;
+        reserved(map.reserved)?;
+        let read = map.flags & uapi::MAP_READ != 0;
+        let write = map.flags & uapi::MAP_WRITE != 0;
+        let ioasid = map.ioasid.try_into()?;
+        let prot = Prot { read, write };
+        let request = Map { iova: map.iova, size: map.size, vaddr: map.vaddr, prot };
+        self.context.state.lock().engine.check_map(ioasid, request)?;
+        let tid = self.named_caller()?;
+        let backing = mirror::resolve(tid, map.vaddr, map.size, rights_needed(prot))?;
+        let mut state = self.context.state.lock();
+        self.check_interrupt()?;
+        let memory = state.remember_memory(backing);
+        let plan = state.engine.plan_map(ioasid, request, memory);
+        let done = plan.map_err(Failure::from).and_then(|plan| state.execute(plan));
+        if let Err(failure) = done {
+            state.forget_memory(memory);
+            return Err(failure.into());
+        }
+        Ok(0)
+    }
+
+    fn unmap_dma(&mut self, arg: u64) -> Done {
+        let (mut unmap, output): (uapi::UnmapDma, _) = self.memory.exchange(arg)?;
+        self.memory.ready()?;
+        self.memory.check_writable(output, unmap.as_bytes())?;
+        known_flags(unmap.flags, uapi::UNMAP_ALL)?;
+        reserved(unmap.reserved)?;
+        let what = match unmap.flags & uapi::UNMAP_ALL != 0 {
+            false => Unmap::Range { iova: unmap.iova, size: unmap.size },
+            true => Unmap::All,
+        };
+        let ioasid = unmap.ioasid.try_into()?;
+        let mut state = self.context.state.lock();
+        let plan = state.engine.plan_unmap(ioasid, what)?;
+        if what == Unmap::All && (unmap.iova, unmap.size) != (0, 0) {
+            return refuse_invalid("IOASID_UNMAP_ALL unmaps everything: iova and size must be 0");
+        }
+        self.check_interrupt()?;
+        unmap.size = state.execute(plan)?;
+        drop(state);
+        self.memory.write(output, unmap.as_bytes())?;
+        Ok(0)
+    }
+
+    fn bind_device(&mut self, arg: u64) -> Done {
+        let (mut bind, output): (uapi::BindDevice, _) = self.memory.exchange(arg)?;
+        self.memory.ready()?;
+        self.memory.check_writable(output, bind.as_bytes())?;
+        known_flags(bind.flags, uapi::BIND_VFIO_GROUP | uapi::BIND_SIMULATED)?;
+        let name = device_name(&bind.name)?;
+        let source = match bind.flags {
+            uapi::BIND_VFIO_GROUP => Source::vfio(self.named_caller()?, bind.fd, &name)?,
+            uapi::BIND_SIMULATED if bind.fd != -1 => {
+                return refuse_invalid("a simulated device has no descriptor: fd must be -1");
+            }
+            uapi::BIND_SIMULATED => Source::simulated(&self.host.simulator, &name)?,
+            _ => {
+                return refuse_invalid(
+                    "exactly one of IOASID_BIND_VFIO_GROUP and IOASID_BIND_SIMULATED must be set",
+                );
+            }
+        };
+        let mut state = self.context.state.lock();
+        let device = source.bind(&mut state, name, Cookie(bind.cookie))?;
+        bind.device = device.0;
+        self.memory.write(output, bind.as_bytes()).map_err(|failure| {
+            // The program does not learn the number, so that it must not keep the device.
+            let unbound = state.engine.plan_unbind(device).map_err(Failure::from);
+            if let Err(why) = unbound.and_then(|plan| state.execute(plan)) {
+                log::error!("device {device} stays bound until its open ends: {why}");
+            }
+            Stop::Refuse(failure)
+        })?;
+        Ok(0)
+    }
+
+    fn unbind_device(&mut self, arg: u64) -> Done {
+        let mut state = self.context.state.lock();
+        let device = DeviceId(by_value(arg, "device")?);
+        let plan = state.engine.plan_unbind(device)?;
+        let group = state.engine.device_info(device)?.group;
+        let last = state.engine.devices().filter(|device| device.group == group).count() == 1;
+        if let (true, Some(Table::Vfio(container))) = (last, state.table(group)) {
+            container.detach_group()?;
+        }
+        state.execute(plan)?;
+        Ok(0)
+    }
+
+    fn attach_device(&mut self, arg: u64) -> Done {
+        let (attach, device, ioasid) = self.attachment(arg)?;
+        let mut state = self.context.state.lock();
+        let plan = state.engine.plan_attach(device, ioasid)?;
+        refuse_pasid(&attach)?;
+        self.check_interrupt()?;
+        state.execute(plan)?;
+        Ok(0)
+    }
+
+    fn detach_device(&mut self, arg: u64) -> Done {
+        let (attach, device, ioasid) = self.attachment(arg)?;
+        let mut state = self.context.state.lock();
+        let plan = state.engine.plan_detach(device, ioasid)?;
+        refuse_pasid(&attach)?;
+        state.execute(plan)?;
+        Ok(0)
+    }
+
+    fn attachment(&mut self, arg: u64) -> Result<(uapi::AttachDevice, DeviceId, Ioasid), Stop> {
+        const PASID_MAX: u32 = (1 << 20) - 1;
+        let attach: uapi::AttachDevice = self.memory.structure(arg)?;
+        known_flags(attach.flags, uapi::ATTACH_USER_PASID)?;
+        reserved(attach.reserved)?;
+        let has_pasid = attach.flags & uapi::ATTACH_USER_PASID != 0;
+        if !has_pasid && attach.user_pasid != 0 {
+            return Err(
+                Failure::invalid("user_pasid is set, but not IOASID_ATTACH_USER_PASID").into()
+            );
+        }
+        if attach.user_pasid > PASID_MAX {
+            return Err(Failure::invalid("user_pasid has more than 20 bits").into());
+        }
+        Ok((attach, DeviceId(attach.device), attach.ioasid.try_into()?))
+    }
+
+    fn get_device_info(&mut self, arg: u64) -> Done {
+        let (mut info, output): (uapi::DeviceInfo, _) = self.memory.exchange(arg)?;
+        self.memory.ready()?;
+        let state = self.context.state.lock();
+        let device = state.engine.device_info(DeviceId(info.device))?;
+        let aperture = device.geometry.permitted.hull();
+        info.flags = if device.simulated { uapi::DEVICE_SIMULATED } else { uapi::DEVICE_VFIO };
+        if device.ioasid.is_some() {
+            info.flags |= uapi::DEVICE_ATTACHED;
+        }
+        info.group = device.group.0 as u32;
+        info.ioasid = device.ioasid.map_or(0, Ioasid::get);
+        info.max_mappings = device.geometry.max_mappings;
+        info.cookie = device.cookie.0;
+        info.pgsizes = device.geometry.pgsizes.0;
+        info.aperture_start = aperture.map_or(0, |range| range.start());
+        info.aperture_last = aperture.map_or(0, |range| range.last());
+        info.name = [0; uapi::NAME_LEN];
+        info.name[..device.name.len()].copy_from_slice(device.name.as_bytes());
+        drop(state);
+        self.memory.write(output, info.as_bytes())?;
+        Ok(0)
+    }
+
+    fn get_error(&mut self, arg: u64) -> Done {
+        let (mut error, output): (uapi::ErrorInfo, _) = self.memory.exchange(arg)?;
+        known_flags(error.flags, uapi::ERROR_ANY_THREAD)?;
+        reserved(error.reserved)?;
+        let any = error.flags & uapi::ERROR_ANY_THREAD != 0;
+        let thread = self.memory.tid().map_or(0, Tid::get);
+        let last = self.context.failures.lock().last((!any).then_some(thread)).cloned();
+        let Some(failed) = last else {
+            return Err(Failure::new(Errno::NOENT, "no command has failed").into());
+        };
+        let mut text = failed.failure.sentence.into_owned().into_bytes();
+        text.push(0);
+        let room = error.text_len as usize;
+        let copied = if text.len() <= room { text.len() } else { 0 };
+        let text_output = self.memory.reserve(error.text, copied);
+        self.memory.ready()?;
+        error.command = failed.command;
+        error.error = failed.failure.errno.raw_os_error().cast_unsigned();
+        error.text_len = text.len() as u32;
+        self.memory.write(output, error.as_bytes())?;
+        self.memory.write(text_output, &text[..copied])?;
+        match room != 0 && copied == 0 {
+            false => Ok(0),
+            true => Err(Failure::new(Errno::MSGSIZE, "the explanation needs more room").into()),
+        }
+    }
+
+    fn sim_dma(&mut self, arg: u64) -> Done {
+        let (mut dma, output): (uapi::SimDma, _) = self.memory.exchange(arg)?;
+        known_flags(dma.flags, uapi::SIM_DMA_READ | uapi::SIM_DMA_WRITE)?;
+        reserved(dma.reserved)?;
+        let write = match dma.flags {
+            uapi::SIM_DMA_READ => false,
+            uapi::SIM_DMA_WRITE => true,
+            _ => {
+                return refuse_invalid(
+                    "exactly one of IOASID_SIM_DMA_READ and IOASID_SIM_DMA_WRITE must be set",
+                );
+            }
+        };
+        self.simulated_group(DeviceId(dma.device))?;
+        if dma.size == 0 || dma.size > uapi::SIM_DMA_MAX {
+            return refuse_invalid("size must be 1 to IOASID_SIM_DMA_MAX");
+        }
+        no_wrap("iova", dma.iova, dma.size)?;
+        no_wrap("data", dma.data, dma.size)?;
+        let mut buffer = vec![0; dma.size as usize];
+        let data = if write {
+            self.memory.read(dma.data, &mut buffer)?;
+            None
+        } else {
+            Some(self.memory.reserve(dma.data, buffer.len()))
+        };
+        self.memory.ready()?;
+        self.memory.check_writable(output, dma.as_bytes())?;
+        let (done, fault) = self.transfer(&dma, &mut buffer)?;
+        dma.done = done;
+        self.memory.write(output, dma.as_bytes())?;
+        self.write_data(data, &buffer[..done as usize])?;
+        fault.map_or(Ok(0), |fault| Err(fault.into()))
+    }
+
+    fn write_data(&mut self, data: Option<Output>, bytes: &[u8]) -> Result<(), Failure> {
+        data.map_or(Ok(()), |data| self.memory.write(data, bytes))
+    }
+
+    fn transfer(
+        &self,
+        dma: &uapi::SimDma,
+        buffer: &mut [u8],
+    ) -> Result<(u64, Option<Failure>), Stop> {
+        let mut state = self.context.state.lock();
+        let group = state.engine.device_info(DeviceId(dma.device))?.group;
+        match state.table(group) {
+            Some(Table::Simulated(table)) => Ok(match dma.flags {
+                uapi::SIM_DMA_READ => table.dma(dma.iova, Transfer::Read(buffer)),
+                _ => table.dma(dma.iova, Transfer::Write(buffer)),
+            }),
+            _ => Err(not_simulated(DeviceId(dma.device)).into()),
+        }
+    }
+
+    fn simulated_group(&self, device: DeviceId) -> Result<GroupId, Stop> {
+        let state = self.context.state.lock();
+        let info = state.engine.device_info(device)?;
+        match info.simulated {
+            true => Ok(info.group),
+            false => Err(not_simulated(device).into()),
+        }
+    }
+
+    /// The calling thread, for what cannot be done without knowing it.
+    fn named_caller(&self) -> Result<Tid, Failure> {
+        self.memory.tid().ok_or_else(|| {
+            Failure::unsupported(
+                "the calling program runs outside the daemon's pid namespace, so that its memory \
+                 and descriptors cannot be found; run the daemon in the host's",
+            )
+        })
+    }
+
+    /// Lets a signal end the command while nothing has been changed.
+    fn check_interrupt(&self) -> Result<(), Failure> {
+        match self.interrupt.is_set() {
+            true => Err(Failure::new(Errno::INTR, "a signal arrived; nothing was changed")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The commands that this version refuses after checking the shape of their argument.
+impl Command<'_, '_> {
+    fn register_memory(&mut self, arg: u64) -> Done {
+        let register: uapi::RegisterMemory = self.memory.structure(arg)?;
+        known_flags(register.flags, 0)?;
+        let page = rustix::param::page_size() as u64;
+        if register.size == 0 || !(register.vaddr | register.size).is_multiple_of(page) {
+            return refuse_invalid(
+                "vaddr and size must be multiples of the page size, and size not 0",
+            );
+        }
+        no_wrap("vaddr", register.vaddr, register.size)?;
+        refuse_unsupported(
+            "memory cannot be registered yet; map it without (IOASID_EXT_REGISTER_MEMORY is 0)",
+        )
+    }
+
+    fn create_nesting(&mut self) -> Done {
+        refuse_unsupported("IOASIDs cannot be nested yet (IOASID_EXT_NESTING is 0)")
+    }
+
+    fn bind_pgtable(&mut self, arg: u64, bind: bool) -> Done {
+        let table: uapi::BindPgtable = self.memory.structure(arg)?;
+        known_flags(table.flags, 0)?;
+        reserved(table.reserved)?;
+        if !bind && (table.format, table.addr, table.addr_width) != (0, 0, 0) {
+            return refuse_invalid("to unbind, every field but argsz and ioasid must be 0");
+        }
+        refuse_unsupported(
+            "page tables of the program cannot be bound yet (IOASID_EXT_USER_PAGE_TABLE is 0)",
+        )
+    }
+
+    fn bind_pasid_table(&mut self, arg: u64, bind: bool) -> Done {
+        let table: uapi::BindPasidTable = self.memory.structure(arg)?;
+        known_flags(table.flags, 0)?;
+        reserved(table.reserved)?;
+        if !bind && (table.format, table.addr, table.pasid_bits) != (0, 0, 0) {
+            return refuse_invalid("to unbind, every field but argsz and ioasid must be 0");
+        }
+        refuse_unsupported(NO_PASIDS)
+    }
+
+    fn invalidate_cache(&mut self, arg: u64) -> Done {
+        let invalidate: uapi::InvalidateCache = self.memory.structure(arg)?;
+        known_flags(invalidate.flags, uapi::INVALIDATE_ALL)?;
+        reserved(invalidate.reserved)?;
+        let all = invalidate.flags & uapi::INVALIDATE_ALL != 0;
+        match (all, invalidate.iova, invalidate.size) {
+            (true, 0, 0) => {}
+            (true, ..) => {
+                return refuse_invalid(
+                    "IOASID_INVALIDATE_ALL takes no range: iova and size must be 0",
+                );
+            }
+            (false, _, 0) => return refuse_invalid("size is 0"),
+            (false, iova, size) => no_wrap("iova", iova, size)?,
+        }
+        refuse_unsupported(
+            "no table of the program can be bound yet, so that there is nothing to invalidate",
+        )
+    }
+}
+
+const NO_PASIDS: &str = "DMA cannot be told apart by PASID: VFIO type1 has one table for a device (IOASID_EXT_USER_PASID_TABLE is 0)";
+
+fn refuse_pasid(attach: &uapi::AttachDevice) -> Result<(), Failure> {
+    match attach.flags & uapi::ATTACH_USER_PASID {
+        0 => Ok(()),
+        _ => Err(Failure::unsupported(NO_PASIDS)),
+    }
+}
+
+/// Where a device to bind comes from.
+enum Source {
+    Vfio(vfio::Group),
+    Simulated(Arc<Simulator>, u32),
+}
+
+impl Source {
+    fn vfio(tid: Tid, fd: i32, name: &str) -> Result<Self, Failure> {
+        let group = vfio::Group::new(tid.descriptor(fd)?)?;
+        group.check_device(name)?;
+        Ok(Self::Vfio(group))
+    }
+
+    fn simulated(simulator: &Arc<Simulator>, name: &str) -> Result<Self, Failure> {
+        if simulator.is_empty() {
+            return Err(Failure::unsupported(
+                "this daemon has no simulated devices; start it with --simulated N",
+            ));
+        }
+        Ok(Self::Simulated(Arc::clone(simulator), simulator.group_of(name)?))
+    }
+
+    fn group(&self) -> GroupId {
+        match self {
+            Self::Vfio(group) => GroupId(group.number().into()),
+            Self::Simulated(_, group) => GroupId(SIMULATED_GROUPS | u64::from(*group)),
+        }
+    }
+
+    /// Takes the group, unless the open has it already.
+    fn open(self) -> Result<Table, Failure> {
+        match self {
+            Self::Vfio(group) => vfio::Container::new(group).map(Table::Vfio),
+            Self::Simulated(simulator, group) => simulator.claim(group).map(Table::Simulated),
+        }
+    }
+
+    fn bind(self, state: &mut State, name: String, cookie: Cookie) -> Result<DeviceId, Failure> {
+        let group = self.group();
+        let simulated = matches!(self, Self::Simulated(..));
+        state.engine.can_bind(group, &name)?;
+        let first = state.table(group).is_none();
+        if first {
+            state.insert_table(group, self.open()?);
+        }
+        let geometry = state.table(group).map(|table| table.geometry().clone());
+        let geometry =
+            geometry.unwrap_or_else(|| unreachable!("the table was there or was inserted"));
+        let bound = state.engine.bind(Bind { group, geometry, simulated, name, cookie });
+        if bound.is_err() && first {
+            state.remove_table(group);
+        }
+        Ok(bound?)
+    }
+}
+
+/// A device name out of a fixed field, which must end with a zero byte.
+fn device_name(field: &[u8; uapi::NAME_LEN]) -> Result<String, Failure> {
+    let end = field.iter().position(|&byte| byte == 0);
+    let name = end.and_then(|end| str::from_utf8(&field[..end]).ok());
+    match name {
+        Some("") => Err(Failure::invalid("name is empty")),
+        Some(name) => Ok(name.to_owned()),
+        None => Err(Failure::invalid("name is not UTF-8 that ends with a zero byte")),
+    }
+}
+
+/// An id that is the ioctl's argument itself. One that has more bits than an id names nothing.
+fn by_value(arg: u64, what: &str) -> Result<u32, Failure> {
+    u32::try_from(arg).map_err(|_| {
+        Failure::new(Errno::NOENT, format!("there is no {what} {arg:#x} in this open of the node"))
+    })
+}
+
+/// Ids are at most i32::MAX (the engine sees to it), so that they can be an ioctl's result.
+fn result(id: u32) -> i32 {
+    id.cast_signed()
+}
+
+fn known_flags(flags: u32, known: u32) -> Result<(), Failure> {
+    match flags & !known {
+        0 => Ok(()),
+        unknown => Err(Failure::invalid(format!("flags has the unknown bits {unknown:#x}"))),
+    }
+}
+
+fn reserved(field: u32) -> Result<(), Failure> {
+    match field {
+        0 => Ok(()),
+        value => Err(Failure::invalid(format!("the reserved field is {value:#x} and must be 0"))),
+    }
+}
+
+fn no_wrap(what: &str, start: u64, size: u64) -> Result<(), Failure> {
+    match start.checked_add(size - 1) {
+        Some(_) => Ok(()),
+        None => Err(Failure::new(
+            Errno::OVERFLOW,
+            format!("{what} + size wraps: {start:#x} + {size:#x}"),
+        )),
+    }
+}
+
+fn not_simulated(device: DeviceId) -> Failure {
+    Failure::unsupported(format!(
+        "device {device} is real: only simulated devices do DMA on command"
+    ))
+}
+
+fn refuse_invalid(sentence: &'static str) -> Done {
+    Err(Failure::invalid(sentence).into())
+}
+
+fn refuse_unsupported(sentence: &'static str) -> Done {
+    Err(Failure::unsupported(sentence).into())
+}

@@ -1,0 +1,263 @@
+//! The mirror route: finding the files behind a caller's shared memory, and opening them with no more
+//! right than the caller has.
+//!
+//! `/proc/PID/map_files` opens the file behind a mapping, and for root it opens it for writing
+//! also where the caller may only read. A caller can moreover exchange a mapping between any
+//! two of our steps. The order of steps that makes this sound:
+//!
+//! 1. open the link with O_PATH: that names one file, and gives no access to it
+//! 2. check that it is a regular file, on a file system that the kernel serves alone
+//! 3. only now read maps, and require that the caller has this very file mapped shared, with the
+//!    rights that are asked for. It has it *after* the file was named, so it holds those rights
+//!    on the file that we hold
+//! 4. open that named file, through /proc/self/fd, for access
+//!
+//! Device and inode number alone do not tell a memfd from a System V segment; so step 3 also compares
+//! the paths.
+//!
+//! An unprivileged daemon (an ordinary user's, in a user namespace) may not use map_files. It
+//! looks for a descriptor of the file among the caller's instead, which carries its rights itself.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Arc;
+
+use rustix::fd::{AsRawFd as _, OwnedFd};
+use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, open, readlink};
+use rustix::io::Errno;
+
+use super::maps::{self, Vma};
+use super::{Backing, Rights, Segment, filesystem};
+use crate::caller::Tid;
+use crate::failure::Failure;
+
+/// How many of a caller's descriptors are looked at for the file behind a mapping.
+const DESCRIPTORS_SEARCHED: usize = 4096;
+
+/// Opens what stands behind `size` bytes at `vaddr` of the caller.
+///
+/// # Errors
+/// - EFAULT: part of the range is not mapped in the caller, or changes while we look
+/// - EPERM: `rights` are more than the caller's own
+/// - EOPNOTSUPP: private or device memory, or a file system that is not accepted
+pub fn resolve(tid: Tid, vaddr: u64, size: u64, rights: Rights) -> Result<Backing, Failure> {
+    let end = vaddr.checked_add(size).ok_or_else(|| unmapped(u64::MAX))?;
+    let range = vaddr..end;
+    let vmas = maps::overlapping(tid, &range).map_err(unlisted)?;
+    check_whole(&vmas, &range)?;
+    for vma in &vmas {
+        check_kind(vma, rights)?;
+    }
+    let named = vmas.iter().map(|vma| name(tid, vma)).collect::<Result<Vec<_>, _>>()?;
+    let now = maps::overlapping(tid, &range).map_err(unlisted)?;
+    if now != vmas {
+        return Err(changed(vaddr, size));
+    }
+    let segments = vmas
+        .iter()
+        .zip(named)
+        .map(|(vma, named)| segment(vma, &range, named.open(vma, rights)?))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Backing { segments, rights })
+}
+
+/// The file behind a mapping, before it is opened for access.
+enum Named {
+    /// An O_PATH descriptor from map_files.
+    Path(OwnedFd),
+    /// A duplicate of a descriptor of the caller.
+    Descriptor(OwnedFd),
+}
+
+impl Named {
+    fn open(self, vma: &Vma, rights: Rights) -> Result<File, Failure> {
+        match self {
+            Self::Path(fd) => reopen(&fd, vma, rights),
+            Self::Descriptor(fd) => {
+                let access = fcntl_getfl(&fd).map_err(|error| refused(vma, error))?;
+                let enough = match rights {
+                    Rights::ReadOnly => OFlags::RDONLY,
+                    Rights::ReadWrite => OFlags::RDWR,
+                };
+                let access = access & OFlags::RWMODE;
+                match access == OFlags::RDWR || access == enough {
+                    true => Ok(fd.into()),
+                    false => Err(refused(vma, Errno::PERM)),
+                }
+            }
+        }
+    }
+}
+
+fn reopen(fd: &OwnedFd, vma: &Vma, rights: Rights) -> Result<File, Failure> {
+    let access = match rights {
+        Rights::ReadOnly => OFlags::RDONLY,
+        Rights::ReadWrite => OFlags::RDWR,
+    };
+    // NONBLOCK: a lease that the caller took on the file must not make us wait.
+    let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let fd = open(path, flags, Mode::empty()).map_err(|error| refused(vma, error))?;
+    Ok(fd.into())
+}
+
+/// Steps 1 and 2, and the comparison of step 3 for what the list of maps said *before*: the caller
+/// requires the list to be unchanged afterwards.
+fn name(tid: Tid, vma: &Vma) -> Result<Named, Failure> {
+    let link = format!("/proc/{}/map_files/{}", tid.get(), vma.file_name());
+    match open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(fd) => {
+            check_file(tid, vma, &fd)?;
+            Ok(Named::Path(fd))
+        }
+        Err(Errno::PERM | Errno::ACCESS) => descriptor_of(tid, vma),
+        Err(_) => Err(changed(vma.range.start, vma.range.end - vma.range.start)),
+    }
+}
+
+fn check_file(tid: Tid, vma: &Vma, fd: &OwnedFd) -> Result<(), Failure> {
+    let attributes = filesystem::attributes(fd).map_err(|error| refused(vma, error))?;
+    if FileType::from_raw_mode(attributes.stx_mode.into()) != FileType::RegularFile {
+        return Err(Failure::unsupported(format!(
+            "{} is memory of a device, which cannot be mapped",
+            vma.describe()
+        )));
+    }
+    let device = filesystem::device(&attributes);
+    filesystem::accept(tid, device).map_err(|what| {
+        Failure::unsupported(format!(
+            "{} is a file on {what}; devices can use memory (memfd, shared anonymous, hugetlb, \
+             /dev/shm) and files on the kernel's own disk file systems",
+            vma.describe()
+        ))
+    })?;
+    match same_file(vma, fd, device, attributes.stx_ino) {
+        true => Ok(()),
+        false => Err(changed(vma.range.start, vma.range.end - vma.range.start)),
+    }
+}
+
+/// Whether an open file is the one that a line of maps names.
+fn same_file(vma: &Vma, fd: &OwnedFd, device: filesystem::Device, inode: u64) -> bool {
+    if (device, inode) != (vma.device, vma.inode) {
+        return false;
+    }
+    let path = readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new());
+    path.is_ok_and(|path| escaped(path.as_bytes()) == vma.path)
+}
+
+/// A path as maps prints it.
+fn escaped(path: &[u8]) -> Vec<u8> {
+    path.split(|&byte| byte == b'\n').collect::<Vec<_>>().join(&b"\\012"[..])
+}
+
+fn descriptor_of(tid: Tid, vma: &Vma) -> Result<Named, Failure> {
+    let directory = format!("/proc/{}/fd", tid.get());
+    let entries = std::fs::read_dir(directory).map_err(unlisted)?;
+    let mut read_only = None;
+    for entry in entries.take(DESCRIPTORS_SEARCHED).flatten() {
+        let name = entry.file_name();
+        let same_path = std::fs::read_link(entry.path())
+            .is_ok_and(|path| escaped(path.as_os_str().as_bytes()) == vma.path);
+        let number = name.to_str().and_then(|name| name.parse().ok());
+        let Some(number) = number.filter(|_| same_path) else { continue };
+        let Ok(fd) = tid.descriptor(number) else { continue };
+        if check_file(tid, vma, &fd).is_err() {
+            continue;
+        }
+        match fcntl_getfl(&fd).map(|flags| flags & OFlags::RWMODE) {
+            Ok(OFlags::RDWR) => return Ok(Named::Descriptor(fd)),
+            Ok(OFlags::RDONLY) => read_only = Some(fd),
+            _ => {}
+        }
+    }
+    read_only.map(Named::Descriptor).ok_or_else(|| {
+        Failure::unsupported(format!(
+            "{}: this daemon runs without privilege and finds memory only through a descriptor \
+             that the program has open; keep the memfd or file open while mapping it",
+            vma.describe()
+        ))
+    })
+}
+
+fn check_whole(vmas: &[Vma], range: &Range<u64>) -> Result<(), Failure> {
+    let mut reached = range.start;
+    for vma in vmas {
+        if vma.range.start > reached {
+            break;
+        }
+        reached = vma.range.end;
+    }
+    match reached >= range.end {
+        true => Ok(()),
+        false => Err(unmapped(reached)),
+    }
+}
+
+fn unmapped(address: u64) -> Failure {
+    Failure::new(Errno::FAULT, format!("nothing is mapped at {address:#x} in the program"))
+}
+
+fn check_kind(vma: &Vma, rights: Rights) -> Result<(), Failure> {
+    if !vma.shared {
+        return Err(Failure::unsupported(format!(
+            "{} cannot be mapped yet, only shared memory can: use a memfd, MAP_SHARED or \
+             /dev/shm (IOASID_EXT_PRIVATE_MEMORY is 0)",
+            vma.describe()
+        )));
+    }
+    let missing = match rights {
+        _ if !vma.readable => "read",
+        Rights::ReadWrite if !vma.writable => "write",
+        _ => return Ok(()),
+    };
+    Err(Failure::new(
+        Errno::PERM,
+        format!("the program itself may not {missing} the {}", vma.describe()),
+    ))
+}
+
+fn segment(vma: &Vma, range: &Range<u64>, file: File) -> Result<Segment, Failure> {
+    let attributes = filesystem::attributes(&file).map_err(|error| refused(vma, error))?;
+    let from = vma.range.start.max(range.start);
+    let to = vma.range.end.min(range.end);
+    let page = rustix::param::page_size() as u64;
+    // hugetlbfs gives its page size as the block size; others give a size that needs no heed.
+    let huge = filesystem::is_hugetlb(&file);
+    let alignment = if huge { u64::from(attributes.stx_blksize).max(page) } else { page };
+    Ok(Segment {
+        file: Arc::new(file),
+        offset: vma.offset + (from - vma.range.start),
+        len: to - from,
+        alignment,
+    })
+}
+
+fn unlisted(error: std::io::Error) -> Failure {
+    Failure::new(
+        Errno::from_io_error(&error).unwrap_or(Errno::IO),
+        format!("the program's memory map cannot be read: {error}"),
+    )
+}
+
+fn refused(vma: &Vma, error: Errno) -> Failure {
+    let errno = match error {
+        Errno::PERM | Errno::ACCESS | Errno::ROFS | Errno::TXTBSY => Errno::PERM,
+        Errno::NOMEM | Errno::MFILE | Errno::NFILE => Errno::NOMEM,
+        _ => Errno::FAULT,
+    };
+    Failure::new(
+        errno,
+        format!("the file behind the {} cannot be opened for this: {error}", vma.describe()),
+    )
+}
+
+fn changed(vaddr: u64, size: u64) -> Failure {
+    Failure::new(
+        Errno::FAULT,
+        format!(
+            "the memory at {vaddr:#x} (+{size:#x}) of the program changed while it was being mapped"
+        ),
+    )
+}

@@ -1,0 +1,114 @@
+//! A passing mmap of a piece of a file in the daemon's own address space.
+//!
+//! The only module that maps memory, and so the only one of `memory` with `unsafe`. A window gives
+//! out its address as a number, for the kernel to pin; Rust never sees its bytes as memory.
+//! Copies go through process_vm_readv and process_vm_writev on ourselves, which report a page
+//! that is gone (a file cut short) as EFAULT where a load or store would be a SIGBUS.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut};
+use std::ptr::{self, NonNull};
+
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
+use nix::unistd::Pid;
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::Rights;
+
+/// A mapped piece of a file.
+#[derive(Debug)]
+pub struct Window {
+    base: NonNull<std::ffi::c_void>,
+    mapped: usize,
+    /// Where the piece begins behind `base`: the piece may begin inside a huge page.
+    lead: usize,
+    len: usize,
+}
+
+impl Window {
+    /// Maps `len` bytes of `file` from `offset` on. `alignment` is the page size of the file.
+    pub(super) fn new(
+        file: &File,
+        offset: u64,
+        len: u64,
+        alignment: u64,
+        rights: Rights,
+    ) -> Result<Self, Errno> {
+        let aligned = offset - offset % alignment;
+        let lead = offset - aligned;
+        let mapped = lead
+            .checked_add(len)
+            .and_then(|end| end.checked_next_multiple_of(alignment))
+            .and_then(|end| usize::try_from(end).ok())
+            .ok_or(Errno::NOMEM)?;
+        let prot = match rights {
+            Rights::ReadOnly => ProtFlags::READ,
+            Rights::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing. Its
+        // bytes change under other programs' hands; nothing makes a Rust reference to them.
+        let base = unsafe { mmap(ptr::null_mut(), mapped, prot, MapFlags::SHARED, file, aligned)? };
+        let base = NonNull::new(base).ok_or(Errno::NOMEM)?;
+        Ok(Self { base, mapped, lead: lead as usize, len: len as usize })
+    }
+
+    /// The address of the piece in the daemon.
+    pub fn address(&self) -> u64 {
+        (self.base.as_ptr().addr() + self.lead) as u64
+    }
+
+    /// The length of the piece, bytes.
+    pub fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    /// True for a piece of no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies from the start of the piece into `buffer`, which is no longer than the piece.
+    ///
+    /// # Errors
+    /// EFAULT when the file has no such bytes any more.
+    pub fn read(&self, buffer: &mut [u8]) -> Result<(), Errno> {
+        let (remote, wanted) = self.remote(buffer.len())?;
+        let mut local = [IoSliceMut::new(buffer)];
+        whole(process_vm_readv(Pid::this(), &mut local, &remote), wanted)
+    }
+
+    /// Copies `bytes`, no longer than the piece, to its start.
+    ///
+    /// # Errors
+    /// EFAULT when the file has no such bytes any more, or the window is read-only.
+    pub fn write(&self, bytes: &[u8]) -> Result<(), Errno> {
+        let (remote, wanted) = self.remote(bytes.len())?;
+        whole(process_vm_writev(Pid::this(), &[IoSlice::new(bytes)], &remote), wanted)
+    }
+
+    fn remote(&self, len: usize) -> Result<([RemoteIoVec; 1], usize), Errno> {
+        match len <= self.len {
+            true => Ok(([RemoteIoVec { base: self.address() as usize, len }], len)),
+            false => Err(Errno::FAULT),
+        }
+    }
+}
+
+fn whole(copied: nix::Result<usize>, wanted: usize) -> Result<(), Errno> {
+    match copied {
+        Ok(copied) if copied == wanted => Ok(()),
+        Ok(_) => Err(Errno::FAULT),
+        Err(error) => Err(Errno::from_raw_os_error(error as i32)),
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: this mapping was made by `new`, is owned by this value alone, and no
+        // reference into it exists. Pages that hardware has pinned stay pinned without it.
+        let result = unsafe { munmap(self.base.as_ptr(), self.mapped) };
+        debug_assert!(result.is_ok(), "munmap of our own mapping: {result:?}");
+    }
+}

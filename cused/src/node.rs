@@ -1,0 +1,109 @@
+//! The node as the kernel sees it: opens, ioctls, polls and the last close, each led to its
+//! [`Context`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cuse_channel::{Caller, Ioctl, IoctlReply, PollHandle};
+use ioasid_uapi::cmd;
+use parking_lot::RwLock;
+use rustix::io::Errno;
+
+use crate::argument::{Access, CallerMemory, Stop};
+use crate::commands::{Command, Host};
+use crate::context::{Context, Failed};
+use crate::failure::Failure;
+
+/// All opens of the node.
+#[derive(Debug)]
+pub struct Node {
+    host: Host,
+    access: Access,
+    opens: RwLock<HashMap<u64, Arc<Context>>>,
+    last_handle: AtomicU64,
+}
+
+impl Node {
+    /// A node that nobody has opened yet.
+    pub fn new(host: Host, access: Access) -> Self {
+        Self { host, access, opens: RwLock::default(), last_handle: AtomicU64::new(0) }
+    }
+
+    fn context(&self, handle: u64) -> Option<Arc<Context>> {
+        self.opens.read().get(&handle).cloned()
+    }
+
+    fn serve(
+        &self,
+        context: &Context,
+        request: &Ioctl<'_>,
+        memory: &mut CallerMemory<'_>,
+    ) -> Result<i32, Stop> {
+        if request.compat {
+            return Err(Failure::unsupported(
+                "32-bit programs are not served: build the program for 64 bits",
+            )
+            .into());
+        }
+        Command { host: &self.host, context, memory, interrupt: request.interrupt }
+            .run(request.command, request.arg)
+    }
+}
+
+impl cuse_channel::Node for Node {
+    fn open(&self, _: Caller, _: u32) -> Result<u64, Errno> {
+        let handle = self.last_handle.fetch_add(1, Ordering::Relaxed) + 1;
+        self.opens.write().insert(handle, Arc::new(Context::new(self.host.limits)));
+        Ok(handle)
+    }
+
+    fn release(&self, handle: u64) {
+        let context = self.opens.write().remove(&handle);
+        if let Some(context) = context {
+            context.state.lock().release();
+        }
+    }
+
+    fn ioctl(&self, request: &Ioctl<'_>) -> IoctlReply {
+        let Some(context) = self.context(request.fh) else {
+            return refused(Errno::BADF, Vec::new());
+        };
+        let mut memory = CallerMemory::new(request, self.access);
+        match self.serve(&context, request, &mut memory) {
+            Ok(result) => IoctlReply::Done { result, output: memory.into_output() },
+            Err(Stop::Retry) => {
+                let (inputs, outputs) = memory.wanted();
+                IoctlReply::Retry { inputs, outputs }
+            }
+            Err(Stop::Refuse(failure)) => {
+                let errno = failure.errno;
+                if request.command != cmd::GET_ERROR {
+                    let (thread, command) = (request.caller.tid, request.command);
+                    context.failures.lock().record(Failed { thread, command, failure });
+                }
+                refused(errno, memory.into_output())
+            }
+        }
+    }
+
+    /// Nothing is ever to be read: no backend reports faults.
+    fn poll(&self, _: u64, _: u32, _: Option<PollHandle>) -> u32 {
+        0
+    }
+
+    /// As for [`poll`](Self::poll).
+    fn read(
+        &self,
+        _: u64,
+        _: usize,
+        _: bool,
+        _: &cuse_channel::Context<'_>,
+    ) -> Result<Vec<u8>, Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
+}
+
+fn refused(errno: Errno, output: Vec<u8>) -> IoctlReply {
+    IoctlReply::Done { result: -errno.raw_os_error(), output }
+}
