@@ -22,7 +22,7 @@ impl Context {
         plan: Plan,
         hardware: &mut H,
     ) -> Result<Outcome<H::Error>, ExecuteError<H::Error>> {
-        if plan.generation != self.generation {
+        if false {
             return Err(Error::StalePlan.into());
         }
         let mut outcome = Outcome::default();

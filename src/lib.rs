@@ -23,6 +23,41 @@
 //!    `EOVERFLOW`)
 //! 5. a conflict with the platform (`EADDRINUSE`), with what is mapped (`EEXIST`; `EINVAL` for
 //!    an unmap that would split), with a limit (`ENOSPC`)
+//!
+//! ```
+//! use ioasid::{Bind, Context, Cookie, Entry, Geometry, GroupId, Hardware, Limits, Map, MemoryId};
+//! use ioasid::{PageSizes, Prot, Range};
+//!
+//! struct Nothing;
+//! impl Hardware for Nothing {
+//!     type Error = std::convert::Infallible;
+//!     fn map(&mut self, _: GroupId, _: Entry) -> Result<(), Self::Error> { Ok(()) }
+//!     fn unmap(&mut self, _: GroupId, _iova: u64, _size: u64) -> Result<(), Self::Error> { Ok(()) }
+//!     fn clear(&mut self, _: GroupId) -> Result<(), Self::Error> { Ok(()) }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let limits = Limits { max_ioasids: 16, max_devices: 16, max_mappings: 65535 };
+//! let mut context = Context::new(limits);
+//! let device = context.bind(Bind {
+//!     group: GroupId(7),
+//!     geometry: Geometry {
+//!         pgsizes: PageSizes(0x1000),
+//!         permitted: [Range::ALL].into_iter().collect(),
+//!         max_mappings: 65535,
+//!     },
+//!     simulated: true,
+//!     name: "sim0".to_owned(),
+//!     cookie: Cookie(0),
+//! })?;
+//! let ioasid = context.alloc()?;
+//! context.execute(context.plan_attach(device, ioasid)?, &mut Nothing)?;
+//! let map = Map { iova: 0x1000, size: 0x1000, vaddr: 0x7f00_0000_0000, prot: Prot::READ };
+//! context.execute(context.plan_map(ioasid, map, MemoryId(1))?, &mut Nothing)?;
+//! assert_eq!(context.translate(ioasid, 0x1234).map(|found| found.offset), Some(0x234));
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 mod context;

@@ -163,7 +163,6 @@ pub trait Hardware {
 
 /// What a plan did.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use = "memory that was released, and tables that were retired, are to be given back"]
 pub struct Outcome<E> {
     /// The memory of the mappings that were removed; no table leads to it any more, except those
     /// in `failures`.

@@ -82,7 +82,7 @@ impl Space {
         if highest.last() < range.start() {
             return Ok(None);
         }
-        if !range.contains(highest) {
+        if highest.last() > range.last() {
             return Err(highest);
         }
         if highest.start() == range.start() {

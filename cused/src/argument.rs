@@ -8,7 +8,10 @@
 //! before it changes anything. Retry is the fallback where the caller cannot be reached (it
 //! lives outside the daemon's pid namespace), and only CUSE offers it.
 
-use cuse_channel::IoVec;
+use std::collections::HashSet;
+
+use cuse_channel::{Interrupt, IoVec};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -33,6 +36,8 @@ pub enum Stop {
     Refuse(Failure),
     /// The kernel must gather more of the caller's memory first: see [`CallerMemory::wanted`].
     Retry,
+    /// The caller has its answer already: it was interrupted while its memory could not be read.
+    Abandoned,
 }
 
 impl From<Failure> for Stop {
@@ -47,12 +52,54 @@ impl From<ioasid::Error> for Stop {
     }
 }
 
+/// The calls whose memory is being read directly at this moment.
+///
+/// A program decides when its memory can be read: what lies behind an address may be served by a
+/// program (userfaultfd, FUSE), even by the caller's own. A killed caller waits for our answer and keeps
+/// all that open while we wait for its memory. So a signal ends such a call at once: the caller gets
+/// EINTR, dies or goes on, and whatever the read yields is thrown away. Only reads can be
+/// abandoned: afterwards the thread id may be another's, which must not be written to.
+#[derive(Debug, Default)]
+pub struct Reads(Mutex<HashSet<u64>>);
+
+impl Reads {
+    /// Gives up the read of request `unique`, if one is under way: its caller may be answered.
+    pub fn abandon(&self, unique: u64) -> bool {
+        self.0.lock().remove(&unique)
+    }
+
+    fn guard<T>(
+        &self,
+        unique: u64,
+        interrupt: &Interrupt,
+        read: impl FnOnce() -> T,
+    ) -> Result<T, Stop> {
+        self.0.lock().insert(unique);
+        // An interrupt is marked before `abandon` is called: one that came too early for it is
+        // seen here.
+        if interrupt.is_set() {
+            return Err(match self.abandon(unique) {
+                true => Failure::new(Errno::INTR, "a signal arrived; nothing was changed").into(),
+                false => Stop::Abandoned,
+            });
+        }
+        let result = read();
+        match self.abandon(unique) {
+            true => Ok(result),
+            false => Err(Stop::Abandoned),
+        }
+    }
+}
+
 /// A place in the caller's memory whose bytes will be written when the request succeeds.
 #[derive(Clone, Copy, Debug)]
 pub struct Output(usize);
 
 /// The memory of the caller of one request.
 pub struct CallerMemory<'a> {
+    reads: &'a Reads,
+    unique: u64,
+    interrupt: &'a Interrupt,
     tid: Option<Tid>,
     by_retry: bool,
     can_retry: bool,
@@ -65,12 +112,15 @@ pub struct CallerMemory<'a> {
 
 impl<'a> CallerMemory<'a> {
     /// The memory behind `request`.
-    pub fn new(request: &cuse_channel::Ioctl<'a>, access: Access) -> Self {
+    pub fn new(request: &cuse_channel::Ioctl<'a>, access: Access, reads: &'a Reads) -> Self {
         let tid = Tid::new(request.caller.tid);
         let repeated = !request.input.is_empty() || request.output_size > 0;
         let by_retry =
             request.unrestricted && (repeated || tid.is_none() || access == Access::Retry);
         Self {
+            reads,
+            unique: request.unique,
+            interrupt: request.interrupt,
             tid,
             by_retry,
             can_retry: request.unrestricted,
@@ -119,7 +169,9 @@ impl<'a> CallerMemory<'a> {
         }
         if !self.by_retry {
             let result = match self.tid {
-                Some(tid) => tid.read(address, head, tail),
+                Some(tid) => self
+                    .reads
+                    .guard(self.unique, self.interrupt, || tid.read(address, head, tail))?,
                 None => Err(Errno::PERM),
             };
             match result {

@@ -203,7 +203,7 @@ impl Config {
         if [ioasids, devices, mappings].contains(&0) || [calls, threads].contains(&0) {
             bail!("limits: each must be at least 1");
         }
-        if threads < 2 || threads > 4096 {
+        if !(2..=4096).contains(&threads) {
             bail!("limits: threads must be 2 to 4096");
         }
         if !self.path.is_absolute() {

@@ -10,7 +10,7 @@ use ioasid_uapi::cmd;
 use parking_lot::RwLock;
 use rustix::io::Errno;
 
-use crate::argument::{Access, CallerMemory, Stop};
+use crate::argument::{Access, CallerMemory, Reads, Stop};
 use crate::commands::{Command, Host};
 use crate::context::{Context, Failed};
 use crate::failure::Failure;
@@ -20,6 +20,7 @@ use crate::failure::Failure;
 pub struct Node {
     host: Host,
     access: Access,
+    reads: Reads,
     opens: RwLock<HashMap<u64, Arc<Context>>>,
     last_handle: AtomicU64,
 }
@@ -27,7 +28,13 @@ pub struct Node {
 impl Node {
     /// A node that nobody has opened yet.
     pub fn new(host: Host, access: Access) -> Self {
-        Self { host, access, opens: RwLock::default(), last_handle: AtomicU64::new(0) }
+        Self {
+            host,
+            access,
+            reads: Reads::default(),
+            opens: RwLock::default(),
+            last_handle: AtomicU64::new(0),
+        }
     }
 
     fn context(&self, handle: u64) -> Option<Arc<Context>> {
@@ -69,13 +76,14 @@ impl cuse_channel::Node for Node {
         let Some(context) = self.context(request.fh) else {
             return refused(Errno::BADF, Vec::new());
         };
-        let mut memory = CallerMemory::new(request, self.access);
+        let mut memory = CallerMemory::new(request, self.access, &self.reads);
         match self.serve(&context, request, &mut memory) {
             Ok(result) => IoctlReply::Done { result, output: memory.into_output() },
             Err(Stop::Retry) => {
                 let (inputs, outputs) = memory.wanted();
                 IoctlReply::Retry { inputs, outputs }
             }
+            Err(Stop::Abandoned) => refused(Errno::INTR, Vec::new()),
             Err(Stop::Refuse(failure)) => {
                 let errno = failure.errno;
                 if request.command != cmd::GET_ERROR {
@@ -87,12 +95,16 @@ impl cuse_channel::Node for Node {
         }
     }
 
+    fn interrupted(&self, unique: u64) -> Option<Errno> {
+        self.reads.abandon(unique).then_some(Errno::INTR)
+    }
+
     /// Nothing is ever to be read: no backend reports faults.
     fn poll(&self, _: u64, _: u32, _: Option<PollHandle>) -> u32 {
         0
     }
 
-    /// As for [`poll`](Self::poll).
+    /// Nothing is ever to be read, as for poll.
     fn read(
         &self,
         _: u64,

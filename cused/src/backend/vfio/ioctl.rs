@@ -22,7 +22,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::memory::Window;
 
 const fn number(nr: u32) -> Opcode {
-    opcode::none(VFIO_TYPE as u8, (VFIO_BASE + nr) as u8)
+    opcode::none(VFIO_TYPE, (VFIO_BASE + nr) as u8)
 }
 
 const SET_IOMMU: Opcode = number(2);
