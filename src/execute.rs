@@ -22,7 +22,7 @@ impl Context {
         plan: Plan,
         hardware: &mut H,
     ) -> Result<Outcome<H::Error>, ExecuteError<H::Error>> {
-        if false {
+        if plan.generation != self.generation {
             return Err(Error::StalePlan.into());
         }
         let mut outcome = Outcome::default();

@@ -32,9 +32,9 @@ impl Table {
         self.devices.iter().filter(move |device| device.attached == attached)
     }
 
-    /// Some devices are attached and others are not.
+    /// Of a table that shows something: some devices are attached and others are not.
     pub(crate) fn is_partial(&self) -> bool {
-        self.shows.is_some() && self.devices.iter().any(|device| !device.attached)
+        self.attached(false).next().is_some()
     }
 
     /// Among the attached devices there is none but `device`.

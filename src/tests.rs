@@ -163,11 +163,14 @@ fn a_device_is_bound_once_but_its_name_may_occur_in_another_group() {
 }
 
 #[test]
-fn devices_of_a_group_have_one_geometry_and_one_that_works() {
+fn devices_of_a_group_have_one_kind_and_one_geometry_that_works() {
     let mut setup = Setup::new();
     setup.bind(A, "a0", vtd());
     let other = geometry(0x1000, VTD, 65535);
     assert_eq!(setup.try_bind(A, "a1", other).unwrap_err().errno(), EIO);
+    let (name, cookie) = ("a1".to_owned(), Cookie(0));
+    let simulated = Bind { group: A, geometry: vtd(), simulated: true, name, cookie };
+    assert_eq!(setup.context.bind(simulated).unwrap_err().errno(), EIO);
     let no_page_size = geometry(0, VTD, 65535);
     assert_eq!(setup.try_bind(B, "b0", no_page_size).unwrap_err().errno(), EIO);
     let no_iova = geometry(0x1000, &[], 65535);

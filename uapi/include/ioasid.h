@@ -332,6 +332,7 @@ struct ioasid_invalidate_cache {
  *   EBUSY       the device is bound already, or its group belongs to another user
  *   EPERM       the group is not viable (a sibling device is held by a kernel driver), or the
  *               platform has no interrupt remapping, or the daemon may not take the fd
+ *   ENOSPC      the context has as many devices as it may have
  *   EOPNOTSUPP  IOASID_EXT_VFIO or IOASID_EXT_SIMULATED is 0; the group has no IOMMU
  */
 struct ioasid_bind_device {
@@ -372,7 +373,7 @@ struct ioasid_bind_device {
  *   EBUSY       the device is attached already, or another device of its group is attached
  *               to another IOASID
  *   EINVAL      the device's page sizes do not suit the devices, or the mappings, that the
- *               IOASID has; user_pasid without the flag, or more than 20 bits
+ *               IOASID has; no IOVA is permitted for all of its devices; user_pasid without the flag, or more than 20 bits
  *   EADDRINUSE  the IOASID maps IOVAs that this device cannot use
  *   ENOSPC      the device's table cannot hold as many mappings as the IOASID has
  *   EFAULT      memory that the IOASID maps cannot be pinned any more

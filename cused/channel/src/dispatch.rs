@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::node::{Caller, Context, Interrupt, Ioctl, IoctlReply, Node, PollHandle, Responder};
 use crate::request::{Operation, Request};
-use crate::serve::Shared;
+use crate::serve::{Occupant, Shared};
 use crate::wire::{self, InHeader};
 
 /// How an open file of the node behaves: no cache, no file position and, at close, no FLUSH; two
@@ -179,7 +179,7 @@ impl<N: Node> Task<'_, N> {
 
     fn ioctl(&self, ioctl: &wire::IoctlIn, input: &[u8]) -> Result<(), Errno> {
         let (link, unique) = (&self.shared.link, self.header.unique);
-        let Some(_admission) = self.admission(ioctl.fh) else {
+        let Some(_admission) = self.admission(ioctl.fh, false) else {
             return link.error(unique, Errno::BUSY);
         };
         let output_size = ioctl.out_size as usize;
@@ -215,7 +215,7 @@ impl<N: Node> Task<'_, N> {
 
     fn read(&self, read: &wire::ReadIn) -> Result<(), Errno> {
         let (link, unique) = (&self.shared.link, self.header.unique);
-        let Some(_admission) = self.admission(read.fh) else {
+        let Some(_admission) = self.admission(read.fh, true) else {
             return link.error(unique, Errno::BUSY);
         };
         let size = read.size as usize;
@@ -229,7 +229,7 @@ impl<N: Node> Task<'_, N> {
 
     fn write(&self, write: &wire::WriteIn, data: &[u8]) -> Result<(), Errno> {
         let (link, unique) = (&self.shared.link, self.header.unique);
-        let Some(_admission) = self.admission(write.fh) else {
+        let Some(_admission) = self.admission(write.fh, false) else {
             return link.error(unique, Errno::BUSY);
         };
         let nonblock = write.flags & NONBLOCK != 0;
@@ -249,8 +249,9 @@ impl<N: Node> Task<'_, N> {
     }
 
     /// Lets a request that may block occupy this thread, unless its handle has too many already.
-    fn admission(&self, handle: u64) -> Option<Admission<'_>> {
-        let admitted = self.shared.admit(self.index, handle, self.another_reads);
+    fn admission(&self, handle: u64, waits: bool) -> Option<Admission<'_>> {
+        let occupant = Occupant { handle, waits };
+        let admitted = self.another_reads && self.shared.admit(self.index, occupant);
         admitted.then(|| {
             self.interrupt().begin(self.header.unique);
             Admission { shared: self.shared, index: self.index }

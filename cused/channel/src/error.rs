@@ -72,6 +72,9 @@ pub enum SetupError {
     /// The place for a FUSE file is a directory.
     #[error("{0} is a directory: name a file")]
     Directory(PathBuf),
+    /// Another channel's node is at that place.
+    #[error("another program serves a node at {0}: stop it, or choose another place")]
+    PlaceTaken(PathBuf),
     /// The place for a FUSE file cannot be used.
     #[error("cannot use {path} as the place of the node: {errno}")]
     Place {

@@ -55,8 +55,8 @@ mod mount;
 mod node;
 mod request;
 mod serve;
-mod signals;
 mod slots;
+mod system;
 mod wire;
 
 pub use channel::{Channel, CuseOptions, FuseFileOptions};

@@ -1,14 +1,15 @@
 //! A FUSE mount over one file: making it, recognising it, taking it away.
 //!
 //! Owns the mount point. An existing file is left as it is below the mount; one that had to be
-//! created is removed again, if it is still the same empty file.
+//! created is removed again, if it is still the same empty file. What a process that was killed has
+//! left behind, a mount that nobody answers for, is cleared away by the next.
 
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -17,6 +18,11 @@ use crate::wire;
 
 /// Root of the files that control FUSE connections, if fusectl is mounted.
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+
+/// What our mounts call their source, by which they are recognised.
+const SOURCE: &str = "cuse-channel";
+/// Files created as mount points have no permissions, by which they are recognised.
+const CREATED_MODE: Mode = Mode::empty();
 
 /// A mounted FUSE file; unmounted when dropped.
 #[derive(Debug)]
@@ -33,6 +39,8 @@ struct Identity {
     mount_id: u64,
     /// Minor number of the file system's device, which is also the name of its connection.
     connection: u32,
+    /// Made by this crate, in this process or another.
+    is_channel: bool,
 }
 
 impl FileMount {
@@ -54,11 +62,12 @@ impl FileMount {
         );
         let options = CString::new(options).map_err(|_| SetupError::Handshake(Errno::INVAL))?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        rustix::mount::mount("cuse-channel", &place.path, "fuse", flags, options.as_c_str())
-            .map_err(|errno| match errno {
+        rustix::mount::mount(SOURCE, &place.path, "fuse", flags, options.as_c_str()).map_err(
+            |errno| match errno {
                 Errno::PERM | Errno::ACCESS => SetupError::MountPermission(place.path.clone()),
                 errno => SetupError::Mount { path: place.path.clone(), errno },
-            })?;
+            },
+        )?;
         let identity = topmost_mount(&place.path);
         Ok(Self { place, identity, mounted: true })
     }
@@ -118,11 +127,18 @@ impl Place {
         let refused = |errno| SetupError::Place { path: path.to_owned(), errno };
         match path.canonicalize() {
             Ok(path) => {
+                clear_dead_mounts(&path)?;
                 let stat = rustix::fs::stat(&path).map_err(refused)?;
-                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                let kind = FileType::from_raw_mode(stat.st_mode);
+                if kind == FileType::Directory {
                     return Err(SetupError::Directory(path));
                 }
-                Ok(Self { path, created: None })
+                // Left behind by a process that was killed.
+                let ours = kind == FileType::RegularFile
+                    && stat.st_size == 0
+                    && Mode::from_raw_mode(stat.st_mode) == CREATED_MODE
+                    && stat.st_uid == rustix::process::geteuid().as_raw();
+                Ok(Self { path, created: ours.then_some((stat.st_dev, stat.st_ino)) })
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 Self::create(path).map_err(refused)
@@ -141,7 +157,7 @@ impl Place {
         let parent = parent.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         let path = parent.join(name);
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::open(&path, flags, Mode::empty())?;
+        let file = rustix::fs::open(&path, flags, CREATED_MODE)?;
         let stat = rustix::fs::fstat(&file)?;
         Ok(Self { path, created: Some((stat.st_dev, stat.st_ino)) })
     }
@@ -165,6 +181,23 @@ impl Drop for Place {
     }
 }
 
+/// Unmounts what earlier processes have mounted at `path` and no longer answer for.
+fn clear_dead_mounts(path: &Path) -> Result<(), SetupError> {
+    while topmost_mount(path).is_some_and(|mount| mount.is_channel) {
+        // Asks whoever serves it: what the kernel remembers outlives them.
+        let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::SYMLINK_NOFOLLOW;
+        match rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::MODE) {
+            Err(Errno::NOTCONN | Errno::CONNABORTED) => {}
+            _ => return Err(SetupError::PlaceTaken(path.to_owned())),
+        }
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        let unmounted = rustix::mount::unmount(path, flags);
+        unmounted.map_err(|_| SetupError::PlaceTaken(path.to_owned()))?;
+        log::info!("unmounted {}, which nobody served any longer", path.display());
+    }
+    Ok(())
+}
+
 /// The mount that a lookup of `path` ends in, if something is mounted right there.
 fn topmost_mount(path: &Path) -> Option<Identity> {
     let table = std::fs::read("/proc/self/mountinfo").ok()?;
@@ -172,7 +205,7 @@ fn topmost_mount(path: &Path) -> Option<Identity> {
 }
 
 /// Finds the last mount at `path` in a table of the form that proc(5) gives for mountinfo:
-/// mount id, parent's id, device's major:minor, root, mount point, ...
+/// mount id, parent's id, device's major:minor, root, mount point, ..., `-`, type, source, ...
 fn find_mount(table: &[u8], path: &Path) -> Option<Identity> {
     let lines = table.split(|&byte| byte == b'\n');
     lines
@@ -183,7 +216,9 @@ fn find_mount(table: &[u8], path: &Path) -> Option<Identity> {
             let device = number(fields.nth(1)?)?;
             let (_, minor) = device.split_once(':')?;
             let point = unescape(fields.nth(1)?);
-            let identity = Identity { mount_id, connection: minor.parse().ok()? };
+            let kind = fields.by_ref().skip_while(|&field| field != b"-").nth(1)?;
+            let is_channel = kind == b"fuse" && fields.next()? == SOURCE.as_bytes();
+            let identity = Identity { mount_id, connection: minor.parse().ok()?, is_channel };
             (Path::new(&point) == path).then_some(identity)
         })
         .next_back()
@@ -225,13 +260,20 @@ mod tests {
     #[test]
     fn the_last_mount_at_a_path_counts() {
         let identity = find_mount(TABLE, Path::new("/run/x"));
-        assert_eq!(identity, Some(Identity { mount_id: 42, connection: 37 }));
+        assert_eq!(identity, Some(Identity { mount_id: 42, connection: 37, is_channel: true }));
     }
 
     #[test]
     fn blanks_in_a_path_are_escaped() {
         let identity = find_mount(TABLE, Path::new("/run/a b"));
-        assert_eq!(identity, Some(Identity { mount_id: 40, connection: 35 }));
+        assert_eq!(identity, Some(Identity { mount_id: 40, connection: 35, is_channel: true }));
+    }
+
+    #[test]
+    fn other_mounts_are_not_channels() {
+        let other = TABLE.strip_suffix(b"cuse-channel rw\n").unwrap();
+        let identity = find_mount(&[other, b"sshfs rw\n"].concat(), Path::new("/run/x")).unwrap();
+        assert_eq!((identity.mount_id, identity.is_channel), (42, false));
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub trait Node: Send + Sync + 'static {
     /// kernel has the answers to all requests of the handle, which is not to say that their handlers
     /// have returned: see [`Responder::send`], [`Node::interrupted`] and [`crate::Ended::abandoned`].
     ///
-    /// Must not wait for anything that a caller controls.
+    /// Must not wait for anything that a caller controls, such as a handler that reads its memory.
     fn release(&self, handle: u64);
 
     /// One ioctl(2). Beyond the limits of [`crate::ServeOptions`] the caller gets EBUSY and this is
@@ -75,7 +75,8 @@ pub trait Node: Send + Sync + 'static {
     /// Called by another thread than the one in the handler, whose answer is still awaited: the
     /// place to wake a handler that sleeps. If it returns an error, the caller gets that as its
     /// answer now and whatever the handler answers later is dropped: the way out for a handler that
-    /// can be stuck beyond waking. May come before the handler is called or after it has returned.
+    /// can be stuck beyond waking. May come before the handler is called or after it has returned,
+    /// and also when serving ends.
     fn interrupted(&self, unique: u64) -> Option<Errno> {
         let _ = unique;
         None

@@ -16,7 +16,7 @@
 //!   that interrupts, RELEASE and everything that does not block are always served.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -29,8 +29,8 @@ use crate::channel::{Channel, Presence};
 use crate::dispatch::{self, Handles};
 use crate::file::FileAttributes;
 use crate::node::{Interrupt, Node, PollHandle};
-use crate::signals;
 use crate::slots::{Region, Slot};
+use crate::system;
 
 /// Threads that stay in read(2) when there is little to do: one to take the next request, one to
 /// take the one after that while the first is busy.
@@ -50,7 +50,8 @@ pub struct ServeOptions {
     /// Stack of a thread in bytes.
     pub stack_size: usize,
     /// How long handlers may take to finish once serving is to end. After half of it they are
-    /// interrupted.
+    /// interrupted; reads, which wait for something to happen, at once. As long again may pass
+    /// without the node having released a handle.
     pub stop_grace: Duration,
     /// Signal by which threads are woken from read(2) at the end. It is given a handler that does
     /// nothing, unless the program has one without SA_RESTART itself, and keeps it.
@@ -110,15 +111,16 @@ pub enum EndReason {
 
 /// How serving ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Ended {
     /// Why.
     pub reason: EndReason,
     /// Open files that were released because of it.
     pub released: usize,
+    /// Open files that were not, because [`Node::release`] did not return within the time.
+    pub unreleased: usize,
     /// Handlers that did not return within the time. Their threads are left to themselves, and use
-    /// the node until the process ends. Their callers have got ECONNABORTED. Callers whose requests
-    /// were still waiting to be read have, too, if the process could abort the connection; that
-    /// takes root for a FUSE file, else they wait until the process ends.
+    /// the node until the process ends. Their callers have got ECONNABORTED.
     pub abandoned: usize,
 }
 
@@ -134,8 +136,8 @@ pub struct Server {
 impl Server {
     /// Gets everything ready to serve `channel`.
     pub fn new(channel: Channel, options: ServeOptions) -> Result<Self, ServeError> {
-        let signal = options.wake_signal.unwrap_or_else(signals::default_signal);
-        signals::prepare(signal).map_err(|_| ServeError::WakeSignal { signal })?;
+        let signal = options.wake_signal.unwrap_or_else(system::default_signal);
+        system::prepare(signal).map_err(|_| ServeError::WakeSignal { signal })?;
         let threads = options.max_threads.clamp(2, u16::MAX as usize);
         let region =
             Region::new(threads).map_err(|errno| ServeError::Buffers { threads, errno })?;
@@ -186,16 +188,16 @@ impl Server {
         }
         let reason = self.shared.life.wait_for_end();
         let abandoned = self.shared.wind_down(&*node);
-        let mut released = 0;
-        for handle in self.shared.handles.take_all() {
-            released += 1;
-            dispatch::guarded(|| node.release(handle));
-        }
+        let (released, unreleased) = self.shared.release_all(&node);
         if abandoned > 0 {
+            // Their threads keep the descriptor; it must not keep the node.
             self.shared.answer_abandoned();
             self.presence.abort();
+            if let Err(errno) = system::sever(self.shared.link.device()) {
+                log::warn!("the node stays until this process ends: {errno}");
+            }
         }
-        Ended { reason, released, abandoned }
+        Ended { reason, released, unreleased, abandoned }
     }
 }
 
@@ -265,7 +267,17 @@ pub(crate) struct Worker {
     /// The handle whose limit its request counts against, while `counted`.
     handle: AtomicU64,
     counted: AtomicBool,
+    /// Its request ends when something happens, which may be never: interrupted first.
+    waits: AtomicBool,
     pub(crate) interrupt: Interrupt,
+}
+
+/// A request that may block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Occupant {
+    pub(crate) handle: u64,
+    /// Waits for something to happen, as a read does.
+    pub(crate) waits: bool,
 }
 
 /// The thread does nothing that anyone could wait for.
@@ -304,9 +316,19 @@ impl Life {
         let _ = futex::wake(&self.events, futex::Flags::PRIVATE, u32::MAX);
     }
 
+    fn events(&self) -> u32 {
+        self.events.load(Ordering::SeqCst)
+    }
+
+    /// Waits for an event after the count was `seen`, for at most `time`.
+    fn wait(&self, seen: u32, time: Duration) {
+        let time = time.try_into().ok();
+        let _ = futex::wait(&self.events, futex::Flags::PRIVATE, seen, time.as_ref());
+    }
+
     fn wait_for_end(&self) -> EndReason {
         loop {
-            let seen = self.events.load(Ordering::SeqCst);
+            let seen = self.events();
             if let Some(reason) = EndReason::decode(self.end.load(Ordering::SeqCst)) {
                 return reason;
             }
@@ -397,14 +419,13 @@ impl Shared {
         started.is_ok()
     }
 
-    /// Whether a request of `handle` that may block can occupy thread `index`. If so it counts
-    /// until [`Shared::discharge`].
-    pub(crate) fn admit(&self, index: usize, handle: u64, another_reads: bool) -> bool {
-        if !another_reads {
-            return false;
-        }
+    /// Whether a request that may block can occupy thread `index`, when another one reads. If so it
+    /// counts until [`Shared::discharge`].
+    pub(crate) fn admit(&self, index: usize, occupant: Occupant) -> bool {
         let worker = &self.workers[index];
+        let handle = occupant.handle;
         worker.handle.store(handle, Ordering::Relaxed);
+        worker.waits.store(occupant.waits, Ordering::Relaxed);
         worker.counted.store(true, Ordering::SeqCst);
         let readers = self.readers.load(Ordering::SeqCst);
         let busy = self.life.threads().saturating_sub(readers) as usize;
@@ -420,7 +441,9 @@ impl Shared {
 
     /// The request of thread `index` no longer counts.
     pub(crate) fn discharge(&self, index: usize) {
-        self.workers[index].counted.store(false, Ordering::SeqCst);
+        let worker = &self.workers[index];
+        worker.waits.store(false, Ordering::Relaxed);
+        worker.counted.store(false, Ordering::SeqCst);
     }
 
     fn occupied_by(&self, handle: u64) -> usize {
@@ -449,23 +472,60 @@ impl Shared {
     /// are left.
     fn wind_down(&self, node: &impl Node) -> usize {
         let begun = Instant::now();
-        let mut interrupted = false;
         let mut pause = Duration::from_millis(1);
         loop {
-            let seen = self.life.events.load(Ordering::SeqCst);
+            let seen = self.life.events();
             let threads = self.life.threads();
             let waited = begun.elapsed();
             if threads == 0 || waited >= self.options.stop_grace {
                 return threads as usize;
             }
             self.wake_readers();
-            if !interrupted && waited >= self.options.stop_grace / 2 {
-                interrupted = true;
-                self.interrupt_handlers(node);
-            }
-            let timeout = pause.try_into().ok();
-            let _ = futex::wait(&self.life.events, futex::Flags::PRIVATE, seen, timeout.as_ref());
+            self.interrupt_handlers(node, waited >= self.options.stop_grace / 2);
+            self.life.wait(seen, pause);
             pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Has the node release every open handle, those that a handler is stuck with last. Gives up
+    /// when none has been released for [`ServeOptions::stop_grace`]: the node may be waiting for
+    /// a stuck handler. Returns how many were released, and how many not.
+    fn release_all(self: &Arc<Self>, node: &Arc<impl Node>) -> (usize, usize) {
+        let mut handles: Vec<u64> = self.handles.take_all().into_iter().collect();
+        handles.sort_unstable_by_key(|&handle| (self.occupied_by(handle) > 0, handle));
+        let total = handles.len();
+        if total == 0 {
+            return (0, 0);
+        }
+        let released = Arc::new(AtomicUsize::new(0));
+        let release = {
+            let (released, node) = (Arc::clone(&released), Arc::clone(node));
+            let (life, signal) = (Arc::clone(&self.life), self.signal);
+            move || {
+                system::only(signal);
+                for handle in handles {
+                    dispatch::guarded(|| node.release(handle));
+                    released.fetch_add(1, Ordering::SeqCst);
+                    life.tell();
+                }
+            }
+        };
+        let started = std::thread::Builder::new().name("channel-end".into()).spawn(release);
+        if let Err(error) = started {
+            log::error!("no thread to release {total} open files: {error}");
+            return (0, total);
+        }
+        let mut progress = (0, Instant::now());
+        loop {
+            let seen = self.life.events();
+            let done = released.load(Ordering::SeqCst);
+            if done > progress.0 {
+                progress = (done, Instant::now());
+            }
+            if done == total || progress.1.elapsed() >= self.options.stop_grace {
+                return (done, total - done);
+            }
+            self.life.wait(seen, Duration::from_millis(50));
         }
     }
 
@@ -476,31 +536,34 @@ impl Shared {
             if worker.phase.load(Ordering::SeqCst) == READING
                 && let Some(thread) = Pid::from_raw(worker.thread.load(Ordering::SeqCst) as i32)
             {
-                signals::send(self.signal, thread);
+                system::send(self.signal, thread);
             }
         }
     }
 
-    fn interrupt_handlers(&self, node: &impl Node) {
-        for unique in self.being_handled() {
-            self.interrupt(unique);
-            dispatch::interrupted(self, node, unique);
+    /// Interrupts handlers that have not been yet: all, or only those that wait.
+    fn interrupt_handlers(&self, node: &impl Node, all: bool) {
+        for (index, worker) in self.workers.iter().enumerate() {
+            let concerned = all || worker.waits.load(Ordering::Relaxed);
+            if !concerned || worker.phase.load(Ordering::SeqCst) != HANDLING {
+                continue;
+            }
+            let unique = self.region.unique(index);
+            if unique != 0 && !worker.interrupt.is_set() {
+                self.interrupt(unique);
+                dispatch::interrupted(self, node, unique);
+            }
         }
     }
 
     /// Lets the callers of stuck handlers go.
     fn answer_abandoned(&self) {
-        for unique in self.being_handled() {
-            let _ = self.link.error(unique, Errno::CONNABORTED);
+        for (index, worker) in self.workers.iter().enumerate() {
+            let unique = self.region.unique(index);
+            if worker.phase.load(Ordering::SeqCst) == HANDLING && unique != 0 {
+                let _ = self.link.error(unique, Errno::CONNABORTED);
+            }
         }
-    }
-
-    fn being_handled(&self) -> impl Iterator<Item = u64> {
-        let workers = self.workers.iter().enumerate();
-        let handling = workers
-            .filter(|(_, worker)| worker.phase.load(Ordering::SeqCst) == HANDLING)
-            .map(|(index, _)| self.region.unique(index));
-        handling.filter(|unique| *unique != 0)
     }
 
     fn over(&self, errno: Errno) -> EndReason {
@@ -515,7 +578,7 @@ impl Shared {
 
 /// The life of one thread.
 fn read_and_handle<N: Node>(shared: &Arc<Shared>, node: &Arc<N>, index: usize) {
-    signals::only(shared.signal);
+    system::only(shared.signal);
     let worker = shared.worker(index);
     let thread = rustix::thread::gettid().as_raw_nonzero().get();
     worker.thread.store(thread.unsigned_abs(), Ordering::SeqCst);
@@ -527,7 +590,7 @@ fn read_and_handle<N: Node>(shared: &Arc<Shared>, node: &Arc<N>, index: usize) {
             break;
         }
         match slot.receive(shared.link.device()) {
-            Ok(bytes) => {
+            Ok(bytes) if !bytes.is_empty() => {
                 worker.phase.store(HANDLING, Ordering::SeqCst);
                 failures = 0;
                 let another_reads = shared.stop_reading(node);
@@ -543,8 +606,10 @@ fn read_and_handle<N: Node>(shared: &Arc<Shared>, node: &Arc<N>, index: usize) {
                 shared.life.end(shared.over(errno));
                 break;
             }
-            // Out of memory, for instance; the kernel has answered the request itself.
-            Err(errno) => {
+            // Out of memory, for instance; the kernel has answered the request itself. An end of
+            // file no kernel is known to send.
+            failure => {
+                let errno = failure.err().unwrap_or(Errno::IO);
                 failures += 1;
                 if failures >= FAILURES_TOLERATED {
                     shared.life.end(EndReason::Failed(errno));

@@ -1,7 +1,7 @@
 //! /proc/PID/maps, the kernel's list of what is mapped where in a process.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Seek as _};
 use std::ops::Range;
 
 use crate::caller::Tid;
@@ -38,23 +38,32 @@ impl Vma {
     }
 }
 
-/// The mappings of the caller that overlap `range`, in order of address.
-pub(super) fn overlapping(tid: Tid, range: &Range<u64>) -> io::Result<Vec<Vma>> {
-    let file = File::open(format!("/proc/{}/maps", tid.get()))?;
-    let mut reader = BufReader::with_capacity(64 << 10, file);
-    let mut found = Vec::new();
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        if reader.read_until(b'\n', &mut line)? == 0 {
-            return Ok(found);
-        }
-        let vma = parse(line.trim_ascii_end()).ok_or(io::ErrorKind::InvalidData)?;
-        if vma.range.start >= range.end {
-            return Ok(found);
-        }
-        if vma.range.end > range.start {
-            found.push(vma);
+/// The list of one caller, to be read more than once.
+pub(super) struct Maps(BufReader<File>);
+
+impl Maps {
+    pub(super) fn open(tid: Tid) -> io::Result<Self> {
+        let file = File::open(format!("/proc/{}/maps", tid.get()))?;
+        Ok(Self(BufReader::with_capacity(64 << 10, file)))
+    }
+
+    /// The mappings that overlap `range` now, in order of address.
+    pub(super) fn overlapping(&mut self, range: &Range<u64>) -> io::Result<Vec<Vma>> {
+        self.0.rewind()?;
+        let mut found = Vec::new();
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            if self.0.read_until(b'\n', &mut line)? == 0 {
+                return Ok(found);
+            }
+            let vma = parse(line.trim_ascii_end()).ok_or(io::ErrorKind::InvalidData)?;
+            if vma.range.start >= range.end {
+                return Ok(found);
+            }
+            if vma.range.end > range.start {
+                found.push(vma);
+            }
         }
     }
 }
@@ -128,7 +137,10 @@ mod tests {
     #[test]
     fn our_own_maps_parse() {
         let tid = Tid::new(rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned());
-        let all = overlapping(tid.expect("a thread"), &(0..u64::MAX)).expect("readable");
-        assert!(all.iter().any(|vma| vma.path == b"[stack]"), "{all:?}");
+        let mut maps = Maps::open(tid.expect("a thread")).expect("readable");
+        for _ in 0..2 {
+            let all = maps.overlapping(&(0..u64::MAX)).expect("readable");
+            assert!(all.iter().any(|vma| vma.path == b"[stack]"), "{all:?}");
+        }
     }
 }

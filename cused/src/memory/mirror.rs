@@ -27,7 +27,7 @@ use rustix::fd::{AsRawFd as _, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, open, readlink};
 use rustix::io::Errno;
 
-use super::maps::{self, Vma};
+use super::maps::{Maps, Vma};
 use super::{Backing, Rights, Segment, filesystem};
 use crate::caller::Tid;
 use crate::failure::Failure;
@@ -44,13 +44,14 @@ const DESCRIPTORS_SEARCHED: usize = 4096;
 pub fn resolve(tid: Tid, vaddr: u64, size: u64, rights: Rights) -> Result<Backing, Failure> {
     let end = vaddr.checked_add(size).ok_or_else(|| unmapped(u64::MAX))?;
     let range = vaddr..end;
-    let vmas = maps::overlapping(tid, &range).map_err(unlisted)?;
+    let mut maps = Maps::open(tid).map_err(unlisted)?;
+    let vmas = maps.overlapping(&range).map_err(unlisted)?;
     check_whole(&vmas, &range)?;
     for vma in &vmas {
         check_kind(vma, rights)?;
     }
     let named = vmas.iter().map(|vma| name(tid, vma)).collect::<Result<Vec<_>, _>>()?;
-    let now = maps::overlapping(tid, &range).map_err(unlisted)?;
+    let now = maps.overlapping(&range).map_err(unlisted)?;
     if now != vmas {
         return Err(changed(vaddr, size));
     }

@@ -59,6 +59,8 @@ pub(crate) mod command {
 pub(crate) struct Lab {
     notifier: OnceLock<Notifier>,
     next: AtomicU64,
+    /// Opens and ioctls that have reached the node.
+    pub(crate) entered: AtomicUsize,
     pub(crate) opened: AtomicUsize,
     /// Each handle that was released, as often as it was.
     pub(crate) released: Mutex<Vec<u64>>,
@@ -136,6 +138,7 @@ fn gather(request: &Ioctl<'_>, size: u64) -> IoctlReply {
 
 impl Node for Lab {
     fn open(&self, caller: Caller, _flags: u32) -> Result<u64, Errno> {
+        self.entered.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(*self.open_takes.lock().unwrap());
         if self.open_refused.load(Ordering::SeqCst) {
             return Err(Errno::NFILE);
@@ -153,6 +156,7 @@ impl Node for Lab {
     }
 
     fn ioctl(&self, request: &Ioctl<'_>) -> IoctlReply {
+        self.entered.fetch_add(1, Ordering::SeqCst);
         let milliseconds = Duration::from_millis(request.arg);
         let begun = Instant::now();
         match u64::from(request.command) {

@@ -1,13 +1,16 @@
-//! The signal that gets a thread out of a blocking read(2).
+//! System calls that rustix lacks.
 //!
-//! Owns signal masks, the disposition of that one signal, and sending it to one thread. The signal
-//! means nothing by itself: whoever sends it has set a flag before, and sends it again until the
-//! thread has noticed, so that it does not matter if it comes just before the read(2).
+//! Owns the signal that gets a thread out of a blocking read(2): masks, the disposition of that one
+//! signal, and sending it to one thread. The signal means nothing by itself: whoever sends it has set
+//! a flag before, and sends it again until the thread has noticed, so that it does not matter if it
+//! comes just before the read(2). And it owns taking an open file away from a descriptor in use.
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{null, null_mut};
 
+use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::Pid;
 
@@ -82,6 +85,20 @@ pub(crate) fn send(signal: i32, thread: Pid) {
         unsafe { libc::syscall(libc::SYS_tgkill, process, thread.as_raw_nonzero().get(), signal) };
 }
 
+/// Closes the open file of `descriptor` without giving up its number: from here on it is that of
+/// /dev/null, also for threads that are using it.
+pub(crate) fn sever(descriptor: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let nothing = rustix::fs::open("/dev/null", flags, Mode::empty())
+        .or_else(|_| rustix::fs::memfd_create("severed", MemfdFlags::CLOEXEC))?;
+    // SAFETY: the number is open and owned for as long as it is borrowed, and stays so: dup3(2)
+    // replaces in one step what it refers to. Its owner is this crate, which uses it for nothing
+    // but read(2) and writev(2), and nothing depends on their effect any longer.
+    let result =
+        unsafe { libc::dup3(nothing.as_raw_fd(), descriptor.as_raw_fd(), libc::O_CLOEXEC) };
+    if result < 0 { Err(Errno::BADF) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +127,16 @@ mod tests {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(thread.join().unwrap(), Err(Errno::INTR));
+    }
+
+    #[test]
+    fn a_severed_descriptor_no_longer_holds_its_file() {
+        use std::os::fd::AsFd;
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        sever(writer.as_fd()).unwrap();
+        rustix::io::write(&writer, b"lost").unwrap();
+        assert_eq!(rustix::io::read(&reader, &mut [0u8; 8]), Ok(0));
+        assert!(rustix::io::fcntl_getfd(&writer).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
     }
 
     #[test]
