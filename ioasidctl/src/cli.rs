@@ -1,0 +1,542 @@
+//! The command line.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::number::{hex, number, number32};
+
+const ABOUT: &str = "\
+Every command of /dev/ioasid from the shell, and a doctor for the host.
+
+State lives in the shell: an open descriptor is a context, and ioasidctl works
+on the one that it inherits.
+
+    exec 7<>/dev/ioasid
+    export IOASID_FD=7
+    device=$(ioasidctl bind --simulated sim0)
+    id=$(ioasidctl alloc)
+    ioasidctl attach $device $id
+    ioasidctl map $id --iova 0x10000 --file /dev/shm/buf
+    ioasidctl sim-dma write $device --iova 0x10000 --text hello
+    exec 7>&-
+
+A device of a VFIO group is bound with the group's descriptor, which can live
+in the shell too: exec 8<>/dev/vfio/5; ioasidctl bind --group-fd 8 0000:00:03.0
+
+Numbers are decimal or 0x hexadecimal, with K, M, G or T for powers of 1024.";
+
+const AFTER: &str = "\
+Output: one plain value, or FIELD=VALUE lines; with --json one JSON object, in
+which addresses, bitmaps and cookies are strings of hexadecimal (\"0x1000\").
+Errors go to standard error as `ioasidctl: SUBCOMMAND: ERRNO: why`; with --json
+as one JSON object, also on standard error.
+
+Exit status:
+  0  it worked
+  1  /dev/ioasid refused (or: check --quiet says no; doctor found a problem)
+  2  the command line is wrong
+  3  /dev/ioasid was not reached, or a file could not be used";
+
+/// The whole command line.
+#[derive(Parser, Debug)]
+#[command(name = "ioasidctl", version, about = ABOUT, after_help = AFTER)]
+pub(crate) struct Cli {
+    /// The inherited descriptor that is open on the node
+    #[arg(long, global = true, env = "IOASID_FD", value_name = "N")]
+    pub(crate) fd: Option<RawFd>,
+    /// The node to open when there is no --fd
+    #[arg(
+        long,
+        global = true,
+        env = "IOASID_NODE",
+        value_name = "PATH",
+        default_value = "/dev/ioasid"
+    )]
+    pub(crate) node: PathBuf,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Does the node have an optional ability? Prints 1 or 0
+    Check(Check),
+    /// Pin and account for memory of this process (which ends with it)
+    Register(Register),
+    /// Undo a registration of an address
+    Unregister(Unregister),
+    /// Make an empty I/O address space; prints its IOASID
+    Alloc,
+    /// Remove an I/O address space
+    Free {
+        /// The IOASID
+        #[arg(value_parser = number32)]
+        ioasid: u32,
+    },
+    /// Show an I/O address space
+    Info {
+        /// The IOASID
+        #[arg(value_parser = number32)]
+        ioasid: u32,
+        #[command(flatten)]
+        field: Field,
+    },
+    /// Map memory; it stays mapped after this process has ended
+    Map(Map),
+    /// Unmap a range, or everything; prints the number of bytes
+    Unmap {
+        /// The IOASID
+        #[arg(value_parser = number32)]
+        ioasid: u32,
+        #[command(flatten)]
+        range: RangeOrAll,
+    },
+    /// Make an I/O address space nested on another; prints its IOASID
+    CreateNesting {
+        /// The IOASID to nest on
+        #[arg(value_parser = number32)]
+        parent: u32,
+    },
+    /// Have a child IOASID translate by a page table in its parent's space
+    BindPgtable {
+        /// The child IOASID
+        #[arg(value_parser = number32)]
+        ioasid: u32,
+        /// Where the table's root is in the parent's space
+        #[arg(long, value_parser = number)]
+        addr: u64,
+        /// The number of the format
+        #[arg(long, value_parser = number32, default_value = "0")]
+        format: u32,
+        /// Bits of an input address
+        #[arg(long, value_parser = number32, default_value = "48")]
+        addr_width: u32,
+    },
+    /// Undo bind-pgtable
+    UnbindPgtable {
+        /// The child IOASID
+        #[arg(value_parser = number32)]
+        ioasid: u32,
+    },
+    /// Have a child IOASID stand for a PASID table in its parent's space
+    BindPasidTable {
+        /// The child IOASID
+        #[arg(value_parser = number32)]
+        ioasid: u32,
+        /// Where the table is in the parent's space
+        #[arg(long, value_parser = number)]
+        addr: u64,
+        /// The number of the format
+        #[arg(long, value_parser = number32, default_value = "0")]
+        format: u32,
+        /// The log2 of the number of entries
+        #[arg(long, value_parser = number32, default_value = "20")]
+        pasid_bits: u32,
+    },
+    /// Undo bind-pasid-table
+    UnbindPasidTable {
+        /// The child IOASID
+        #[arg(value_parser = number32)]
+        ioasid: u32,
+    },
+    /// Say that a bound table has changed
+    Invalidate {
+        /// The child IOASID
+        #[arg(value_parser = number32)]
+        ioasid: u32,
+        #[command(flatten)]
+        range: RangeOrAll,
+    },
+    /// Put a device under control of the context; prints its number
+    Bind(Bind),
+    /// Give a device back
+    Unbind {
+        /// The number of the device
+        #[arg(value_parser = number32)]
+        device: u32,
+    },
+    /// Have the DMA of a device translated by an I/O address space
+    Attach(Attachment),
+    /// Undo attach
+    Detach(Attachment),
+    /// Show a bound device
+    DeviceInfo {
+        /// The number of the device
+        #[arg(value_parser = number32)]
+        device: u32,
+        #[command(flatten)]
+        field: Field,
+    },
+    /// Have a simulated device do DMA
+    #[command(subcommand)]
+    SimDma(SimDma),
+    /// Explain the last failure of the context
+    Error {
+        /// Only of this thread (in which nothing has failed yet)
+        #[arg(long)]
+        this_thread: bool,
+    },
+    /// Send any command with any argument, also a malformed one
+    #[command(long_about = RAW)]
+    Raw(Raw),
+    /// Say what this host has and lacks
+    Doctor(Doctor),
+}
+
+impl Command {
+    /// The name of the subcommand.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Command::Check(_) => "check",
+            Command::Register(_) => "register",
+            Command::Unregister(_) => "unregister",
+            Command::Alloc => "alloc",
+            Command::Free { .. } => "free",
+            Command::Info { .. } => "info",
+            Command::Map(_) => "map",
+            Command::Unmap { .. } => "unmap",
+            Command::CreateNesting { .. } => "create-nesting",
+            Command::BindPgtable { .. } => "bind-pgtable",
+            Command::UnbindPgtable { .. } => "unbind-pgtable",
+            Command::BindPasidTable { .. } => "bind-pasid-table",
+            Command::UnbindPasidTable { .. } => "unbind-pasid-table",
+            Command::Invalidate { .. } => "invalidate",
+            Command::Bind(_) => "bind",
+            Command::Unbind { .. } => "unbind",
+            Command::Attach(_) => "attach",
+            Command::Detach(_) => "detach",
+            Command::DeviceInfo { .. } => "device-info",
+            Command::SimDma(_) => "sim-dma",
+            Command::Error { .. } => "error",
+            Command::Raw(_) => "raw",
+            Command::Doctor(_) => "doctor",
+        }
+    }
+
+    /// Whether it makes sense on a context that ends with this process.
+    pub(crate) fn is_one_shot(&self) -> bool {
+        matches!(self, Command::Check(_) | Command::Raw(_) | Command::Doctor(_))
+    }
+}
+
+/// Arguments of `check`.
+#[derive(Args, Debug)]
+pub(crate) struct Check {
+    /// The name or number of an extension, or `all`
+    #[arg(value_name = "EXTENSION")]
+    pub(crate) extension: String,
+    /// Print nothing: exit with 0 for yes, 1 for no
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+/// Where memory comes from.
+#[derive(Args, Debug)]
+pub(crate) struct Source {
+    /// Memory of a file, mapped shared
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["memfd", "anonymous", "vaddr"])]
+    pub(crate) file: Option<PathBuf>,
+    /// Where in the file to begin
+    #[arg(
+        long,
+        value_parser = number,
+        default_value = "0",
+        requires = "file",
+        conflicts_with_all = ["memfd", "anonymous", "vaddr"]
+    )]
+    pub(crate) offset: u64,
+    /// Zeroes in a memfd
+    #[arg(long, conflicts_with_all = ["anonymous", "vaddr"])]
+    pub(crate) memfd: bool,
+    /// Zeroes in shared memory without a descriptor
+    #[arg(long, conflicts_with = "vaddr")]
+    pub(crate) anonymous: bool,
+    /// Private memory: a copy of the file or memfd, or zeroes
+    #[arg(long, conflicts_with = "vaddr")]
+    pub(crate) private: bool,
+    /// An address as it is: in the parent's space when the IOASID is nested, or a wrong one
+    #[arg(long, value_parser = number)]
+    pub(crate) vaddr: Option<u64>,
+    /// How many bytes [default: the file from the offset, to the end of its last page]
+    #[arg(long, value_parser = number)]
+    pub(crate) size: Option<u64>,
+    /// How this process maps it [default: rw if devices may write, else r]
+    #[arg(long, value_name = "ACCESS", value_parser = ["none", "r", "w", "rw"])]
+    pub(crate) protection: Option<String>,
+}
+
+/// Arguments of `map`.
+#[derive(Args, Debug)]
+pub(crate) struct Map {
+    /// The IOASID
+    #[arg(value_parser = number32)]
+    pub(crate) ioasid: u32,
+    /// The address that devices will use
+    #[arg(long, value_parser = number)]
+    pub(crate) iova: u64,
+    #[command(flatten)]
+    pub(crate) source: Source,
+    /// Devices may read it [default: both]
+    #[arg(long)]
+    pub(crate) read: bool,
+    /// Devices may write it [default: both]
+    #[arg(long)]
+    pub(crate) write: bool,
+    /// Register the memory first
+    #[arg(long, conflicts_with = "vaddr")]
+    pub(crate) register: bool,
+}
+
+/// Arguments of `register`.
+#[derive(Args, Debug)]
+pub(crate) struct Register {
+    #[command(flatten)]
+    pub(crate) source: Source,
+}
+
+/// Arguments of `unregister`.
+#[derive(Args, Debug)]
+pub(crate) struct Unregister {
+    /// The address
+    #[arg(long, value_parser = number)]
+    pub(crate) vaddr: u64,
+    /// How many bytes
+    #[arg(long, value_parser = number)]
+    pub(crate) size: u64,
+}
+
+/// A range of IOVAs, or everything.
+#[derive(Args, Debug)]
+pub(crate) struct RangeOrAll {
+    /// Where the range begins
+    #[arg(long, value_parser = number, required_unless_present = "all", requires = "size")]
+    pub(crate) iova: Option<u64>,
+    /// How many bytes
+    #[arg(long, value_parser = number, requires = "iova")]
+    pub(crate) size: Option<u64>,
+    /// Everything
+    #[arg(long, conflicts_with_all = ["iova", "size"])]
+    pub(crate) all: bool,
+}
+
+/// A choice of what to show.
+#[derive(Args, Debug)]
+pub(crate) struct Field {
+    /// Print the value of this field only
+    #[arg(long, value_name = "NAME")]
+    pub(crate) field: Option<String>,
+}
+
+/// Arguments of `bind`.
+#[derive(Args, Debug)]
+pub(crate) struct Bind {
+    /// The device's name in its VFIO group, such as 0000:00:03.0; with nothing else given, the
+    /// group is looked up and opened
+    #[arg(value_name = "DEVICE", required_unless_present = "simulated")]
+    pub(crate) name: Option<String>,
+    /// The inherited descriptor that is open on the group
+    #[arg(long, value_name = "N", conflicts_with_all = ["vfio_group", "simulated"])]
+    pub(crate) group_fd: Option<RawFd>,
+    /// The group to open; the context holds it. It cannot be opened again, so for a second device
+    /// of a group use --group-fd
+    #[arg(long, value_name = "PATH", conflicts_with = "simulated")]
+    pub(crate) vfio_group: Option<PathBuf>,
+    /// A simulated device
+    #[arg(long, value_name = "NAME", conflicts_with = "name")]
+    pub(crate) simulated: Option<String>,
+    /// A number that reports about the device will carry
+    #[arg(long, value_parser = number, default_value = "0")]
+    pub(crate) cookie: u64,
+}
+
+/// Arguments of `attach` and `detach`.
+#[derive(Args, Debug)]
+pub(crate) struct Attachment {
+    /// The number of the device
+    #[arg(value_parser = number32)]
+    pub(crate) device: u32,
+    /// The IOASID
+    #[arg(value_parser = number32)]
+    pub(crate) ioasid: u32,
+    /// Only DMA that is tagged with this PASID
+    #[arg(long, value_parser = number32)]
+    pub(crate) pasid: Option<u32>,
+}
+
+/// The two directions of `sim-dma`.
+#[derive(Subcommand, Debug)]
+pub(crate) enum SimDma {
+    /// The device reads memory; prints the bytes in hexadecimal
+    Read {
+        /// The number of the device
+        #[arg(value_parser = number32)]
+        device: u32,
+        /// Where to read
+        #[arg(long, value_parser = number)]
+        iova: u64,
+        /// How many bytes
+        #[arg(long, value_parser = number)]
+        size: u64,
+        /// Put the bytes into this file, `-` for standard output, and print no hexadecimal
+        #[arg(long, value_name = "PATH", conflicts_with = "text")]
+        file: Option<PathBuf>,
+        /// Print the bytes as text, up to the first zero byte
+        #[arg(long)]
+        text: bool,
+    },
+    /// The device writes memory; prints the number of bytes
+    Write {
+        /// The number of the device
+        #[arg(value_parser = number32)]
+        device: u32,
+        /// Where to write
+        #[arg(long, value_parser = number)]
+        iova: u64,
+        #[command(flatten)]
+        data: Data,
+    },
+}
+
+/// What a simulated device writes.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Data {
+    /// The content of a file, `-` for standard input
+    #[arg(long, value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    /// The bytes of a text
+    #[arg(long)]
+    pub(crate) text: Option<String>,
+    /// Bytes in hexadecimal
+    #[arg(long, value_parser = bytes)]
+    pub(crate) hex: Option<Bytes>,
+}
+
+/// Bytes given on the command line. A newtype, because clap reads `Vec` as a repeated option.
+#[derive(Clone, Debug)]
+pub(crate) struct Bytes(pub(crate) Vec<u8>);
+
+fn bytes(text: &str) -> Result<Bytes, String> {
+    hex(text).map(Bytes)
+}
+
+const RAW: &str = "\
+Send any command with any argument, also a malformed one.
+
+COMMAND is a name (map-dma, MAP_DMA, IOASID_MAP_DMA) or a whole ioctl number.
+A command that takes a structure gets it with the fields given here, zero in
+the others and its right argsz, unless that is given too. A VALUE is
+  a number, also negative for a signed field;
+  @SIZE, the address of a buffer of so many zero bytes, which is shown after;
+  @:TEXT, the address of a buffer with this text;
+  any text, for a field of characters; hex:BYTES for any bytes there.
+Buffers and the structure end at a page that cannot be touched: what lies about
+its size gets EFAULT.
+
+    ioasidctl raw map-dma ioasid=1 flags=0x80 iova=0 size=4K vaddr=0x1000
+    ioasidctl raw get-info ioasid=1 nr_ranges=4 ranges=@64
+    ioasidctl raw unmap-dma argsz=8
+    ioasidctl raw map-dma ioasid=1 --tail 00000000000000ff
+    ioasidctl raw map-dma --value 0x1000
+    ioasidctl raw 0x3bff";
+
+/// Arguments of `raw`.
+#[derive(Args, Debug)]
+pub(crate) struct Raw {
+    /// The command
+    pub(crate) command: String,
+    /// Fields of the structure
+    #[arg(value_name = "FIELD=VALUE", conflicts_with = "value")]
+    pub(crate) fields: Vec<String>,
+    /// Bytes after the structure, counted in argsz
+    #[arg(long, value_name = "HEX", value_parser = bytes, conflicts_with = "value")]
+    pub(crate) tail: Option<Bytes>,
+    /// Send only so many bytes of the structure, and argsz says so
+    #[arg(long, value_parser = number, conflicts_with_all = ["value", "tail"])]
+    pub(crate) cut: Option<u64>,
+    /// A number instead of a structure
+    #[arg(long, value_parser = number)]
+    pub(crate) value: Option<u64>,
+}
+
+/// Arguments of `doctor`.
+#[derive(Args, Debug)]
+pub(crate) struct Doctor {
+    /// Look at a tree of files instead of this host; the daemon is then not asked
+    #[arg(long, hide = true, env = "IOASIDCTL_DOCTOR_ROOT", default_value = "/")]
+    pub(crate) root: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_subcommand_is_called_by_its_name() {
+        let line = |rest: &str| {
+            let words = ["ioasidctl"].into_iter().chain(rest.split(' '));
+            Cli::try_parse_from(words).unwrap().command
+        };
+        for rest in [
+            "check all",
+            "register --anonymous --size 4K",
+            "unregister --vaddr 0 --size 4K",
+            "alloc",
+            "free 1",
+            "info 1",
+            "map 1 --iova 0 --file /dev/null",
+            "unmap 1 --all",
+            "create-nesting 1",
+            "bind-pgtable 1 --addr 0",
+            "unbind-pgtable 1",
+            "bind-pasid-table 1 --addr 0",
+            "unbind-pasid-table 1",
+            "invalidate 1 --iova 0 --size 4K",
+            "bind --simulated sim0",
+            "unbind 1",
+            "attach 1 1",
+            "detach 1 1 --pasid 3",
+            "device-info 1",
+            "sim-dma read 1 --iova 0 --size 1",
+            "error",
+            "raw alloc",
+            "doctor",
+        ] {
+            assert_eq!(line(rest).name(), rest.split(' ').next().unwrap());
+        }
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        for rest in [
+            "unmap 1",
+            "unmap 1 --iova 0",
+            "unmap 1 --all --iova 0 --size 1",
+            "bind",
+            "bind sim0 --simulated sim0",
+            "bind a --group-fd 3 --vfio-group /dev/vfio/1",
+            "map 1 --iova 0 --file /a --anonymous",
+            "map 1 --iova 0 --vaddr 0 --private",
+            "map 1 --iova 0 --anonymous --offset 4K",
+            "sim-dma write 1 --iova 0",
+            "sim-dma write 1 --iova 0 --text a --hex 00",
+            "sim-dma write 1 --iova 0 --hex 0",
+            "raw alloc a=1 --value 1",
+        ] {
+            let words = ["ioasidctl"].into_iter().chain(rest.split(' '));
+            assert!(Cli::try_parse_from(words).is_err(), "{rest}");
+        }
+    }
+}

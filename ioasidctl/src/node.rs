@@ -1,0 +1,470 @@
+//! A handle of `/dev/ioasid`: every command as a function, every refusal with its explanation.
+//!
+//! Owns which descriptor is meant and what to say when it is the wrong one. Numbers that could be
+//! swapped have types of their own.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use ioasid_uapi::{
+    ATTACH_USER_PASID, AttachDevice, BIND_SIMULATED, BIND_VFIO_GROUP, BindDevice, BindPasidTable,
+    BindPgtable, DeviceInfo, ERROR_ANY_THREAD, ErrorInfo, INVALIDATE_ALL, Info, InvalidateCache,
+    IovaRange, MapDma, NAME_LEN, RegisterMemory, SimDma, UNMAP_ALL, UnmapDma, cmd,
+};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::errno;
+use crate::report::{Failure, Refusal};
+use crate::sys::{self, RawArgument};
+
+/// The number of an I/O address space.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ioasid(pub(crate) u32);
+
+/// The number of a bound device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceId(pub(crate) u32);
+
+/// A part of an I/O address space.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Range {
+    /// Where it begins.
+    pub(crate) iova: u64,
+    /// Its length in bytes.
+    pub(crate) size: u64,
+}
+
+/// The last failure that the node remembers.
+#[derive(Debug)]
+pub(crate) struct LastError {
+    /// The ioctl number.
+    pub(crate) command: u32,
+    /// What it gave.
+    pub(crate) errno: Errno,
+    /// Why.
+    pub(crate) text: String,
+}
+
+enum Descriptor {
+    Inherited(RawFd, BorrowedFd<'static>),
+    Opened(PathBuf, OwnedFd),
+}
+
+/// One open of the node: a context.
+pub(crate) struct Node(Descriptor);
+
+type Result<T> = std::result::Result<T, Failure>;
+
+impl Node {
+    /// The context of an inherited descriptor.
+    ///
+    /// Errors: [`Failure::Host`] when it is not open.
+    pub(crate) fn inherited(fd: RawFd) -> Result<Node> {
+        match sys::inherited(fd) {
+            Ok(borrowed) => Ok(Node(Descriptor::Inherited(fd, borrowed))),
+            Err(_) => Err(Failure::Host(format!(
+                "descriptor {fd} is not open; start with: exec {fd}<>/dev/ioasid"
+            ))),
+        }
+    }
+
+    /// A context of our own, which ends with this process.
+    ///
+    /// Errors: [`Failure::Host`] when the node cannot be opened.
+    pub(crate) fn open(path: &Path) -> Result<Node> {
+        match rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => Ok(Node(Descriptor::Opened(path.into(), fd))),
+            Err(errno) => {
+                Err(Failure::Host(format!("{}: {}", path.display(), why_not_opened(errno))))
+            }
+        }
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &self.0 {
+            Descriptor::Inherited(_, fd) => *fd,
+            Descriptor::Opened(_, fd) => fd.as_fd(),
+        }
+    }
+
+    /// How messages call it.
+    fn title(&self) -> String {
+        match &self.0 {
+            Descriptor::Inherited(fd, _) => format!("descriptor {fd}"),
+            Descriptor::Opened(path, _) => path.display().to_string(),
+        }
+    }
+
+    /// What the descriptor is open on, as the kernel names it.
+    fn target(&self) -> String {
+        use std::os::fd::AsRawFd;
+        let link = format!("/proc/self/fd/{}", self.fd().as_raw_fd());
+        std::fs::read_link(link).map_or("something else".into(), |path| path.display().to_string())
+    }
+
+    /// Turns a result of a command into one that explains itself.
+    ///
+    /// Nothing but GET_ERROR may be called on the node between the command and this.
+    fn explain(&self, command: u32, result: std::result::Result<u32, Errno>) -> Result<u32> {
+        let errno = match result {
+            Ok(value) => return Ok(value),
+            Err(errno) => errno,
+        };
+        let gone = || Failure::Host(format!("{}: {}", self.title(), why_not_opened(errno)));
+        match self.last_error(0) {
+            Ok(last) => {
+                let ours = last.command == command && last.errno == errno;
+                let explanation = ours.then_some(last.text);
+                Err(Refusal { command, errno, explanation, outputs: None }.into())
+            }
+            // Not even GET_ERROR: it is some other driver that does not know the command.
+            Err(Errno::NOTTY | Errno::INVAL | Errno::OPNOTSUPP | Errno::BADF)
+                if matches!(errno, Errno::NOTTY | Errno::INVAL | Errno::BADF) =>
+            {
+                Err(Failure::Host(format!(
+                    "{} is not /dev/ioasid: it is {}, which does not know the command ({})",
+                    self.title(),
+                    self.target(),
+                    errno::name(errno)
+                )))
+            }
+            Err(Errno::NOTCONN | Errno::CONNABORTED) => Err(gone()),
+            Err(_) if matches!(errno, Errno::NOTCONN | Errno::CONNABORTED) => Err(gone()),
+            Err(_) => Err(Refusal { command, errno, explanation: None, outputs: None }.into()),
+        }
+    }
+
+    fn by_value(&self, command: u32, value: u64) -> Result<u32> {
+        self.explain(command, sys::by_value(self.fd(), command, value))
+    }
+
+    fn structure<T: sys::Argument>(&self, command: u32, argument: &mut T) -> Result<u32> {
+        self.explain(command, sys::structure(self.fd(), command, argument))
+    }
+
+    /// CHECK_EXTENSION.
+    pub(crate) fn check(&self, extension: u64) -> Result<u32> {
+        self.by_value(cmd::CHECK_EXTENSION, extension)
+    }
+
+    /// REGISTER_MEMORY or, with `undo`, UNREGISTER_MEMORY of our own memory.
+    pub(crate) fn register(&self, vaddr: u64, size: u64, undo: bool) -> Result<()> {
+        let command = if undo { cmd::UNREGISTER_MEMORY } else { cmd::REGISTER_MEMORY };
+        let mut argument = RegisterMemory { argsz: RegisterMemory::ARGSZ, flags: 0, vaddr, size };
+        self.structure(command, &mut argument).map(drop)
+    }
+
+    /// ALLOC.
+    pub(crate) fn alloc(&self) -> Result<Ioasid> {
+        self.by_value(cmd::ALLOC, 0).map(Ioasid)
+    }
+
+    /// FREE.
+    pub(crate) fn free(&self, ioasid: Ioasid) -> Result<()> {
+        self.by_value(cmd::FREE, ioasid.0.into()).map(drop)
+    }
+
+    /// GET_INFO, with all ranges.
+    pub(crate) fn info(&self, ioasid: Ioasid) -> Result<(Info, Vec<IovaRange>)> {
+        let mut info = Info { argsz: Info::ARGSZ, ioasid: ioasid.0, ..Info::default() };
+        let mut result = sys::get_info(self.fd(), &mut info, &mut []);
+        // The first call says how many ranges there are. More may have come by the second.
+        for _ in 0..8 {
+            if !matches!(result, Ok(_) | Err(Errno::MSGSIZE)) {
+                break;
+            }
+            let mut ranges = vec![IovaRange::default(); info.nr_ranges as usize];
+            result = sys::get_info(self.fd(), &mut info, &mut ranges);
+            if result.is_ok() && info.nr_ranges as usize <= ranges.len() {
+                ranges.truncate(info.nr_ranges as usize);
+                return Ok((info, ranges));
+            }
+        }
+        self.explain(cmd::GET_INFO, result)?;
+        Err(Failure::Host("the number of IOVA ranges changes all the time".into()))
+    }
+
+    /// MAP_DMA.
+    pub(crate) fn map(&self, ioasid: Ioasid, vaddr: u64, range: Range, flags: u32) -> Result<()> {
+        let mut argument = MapDma {
+            argsz: MapDma::ARGSZ,
+            flags,
+            ioasid: ioasid.0,
+            vaddr,
+            iova: range.iova,
+            size: range.size,
+            ..MapDma::default()
+        };
+        self.structure(cmd::MAP_DMA, &mut argument).map(drop)
+    }
+
+    /// UNMAP_DMA of a range, or of everything. Gives the number of bytes.
+    pub(crate) fn unmap(&self, ioasid: Ioasid, range: Option<Range>) -> Result<u64> {
+        let mut argument =
+            UnmapDma { argsz: UnmapDma::ARGSZ, ioasid: ioasid.0, ..UnmapDma::default() };
+        match range {
+            Some(range) => (argument.iova, argument.size) = (range.iova, range.size),
+            None => argument.flags = UNMAP_ALL,
+        }
+        self.structure(cmd::UNMAP_DMA, &mut argument)?;
+        Ok(argument.size)
+    }
+
+    /// CREATE_NESTING.
+    pub(crate) fn create_nesting(&self, parent: Ioasid) -> Result<Ioasid> {
+        self.by_value(cmd::CREATE_NESTING, parent.0.into()).map(Ioasid)
+    }
+
+    /// BIND_PGTABLE; `argsz` is filled in.
+    pub(crate) fn bind_pgtable(&self, mut table: BindPgtable) -> Result<()> {
+        table.argsz = BindPgtable::ARGSZ;
+        self.structure(cmd::BIND_PGTABLE, &mut table).map(drop)
+    }
+
+    /// UNBIND_PGTABLE.
+    pub(crate) fn unbind_pgtable(&self, child: Ioasid) -> Result<()> {
+        let mut argument =
+            BindPgtable { argsz: BindPgtable::ARGSZ, ioasid: child.0, ..BindPgtable::default() };
+        self.structure(cmd::UNBIND_PGTABLE, &mut argument).map(drop)
+    }
+
+    /// BIND_PASID_TABLE; `argsz` is filled in.
+    pub(crate) fn bind_pasid_table(&self, mut table: BindPasidTable) -> Result<()> {
+        table.argsz = BindPasidTable::ARGSZ;
+        self.structure(cmd::BIND_PASID_TABLE, &mut table).map(drop)
+    }
+
+    /// UNBIND_PASID_TABLE.
+    pub(crate) fn unbind_pasid_table(&self, child: Ioasid) -> Result<()> {
+        let mut argument = BindPasidTable {
+            argsz: BindPasidTable::ARGSZ,
+            ioasid: child.0,
+            ..BindPasidTable::default()
+        };
+        self.structure(cmd::UNBIND_PASID_TABLE, &mut argument).map(drop)
+    }
+
+    /// INVALIDATE_CACHE of a range, or of everything.
+    pub(crate) fn invalidate(&self, child: Ioasid, range: Option<Range>) -> Result<()> {
+        let mut argument = InvalidateCache {
+            argsz: InvalidateCache::ARGSZ,
+            ioasid: child.0,
+            ..InvalidateCache::default()
+        };
+        match range {
+            Some(range) => (argument.iova, argument.size) = (range.iova, range.size),
+            None => argument.flags = INVALIDATE_ALL,
+        }
+        self.structure(cmd::INVALIDATE_CACHE, &mut argument).map(drop)
+    }
+
+    /// BIND_DEVICE of a device of a VFIO group that is open in this process as `group`, or of a
+    /// simulated device.
+    ///
+    /// Errors: [`Failure::Usage`] when the name does not fit; and the node's.
+    pub(crate) fn bind(&self, name: &str, group: Option<RawFd>, cookie: u64) -> Result<DeviceId> {
+        let mut argument = BindDevice {
+            argsz: BindDevice::ARGSZ,
+            flags: if group.is_some() { BIND_VFIO_GROUP } else { BIND_SIMULATED },
+            fd: group.unwrap_or(-1),
+            cookie,
+            ..BindDevice::default()
+        };
+        if name.len() >= NAME_LEN {
+            return Err(Failure::Usage(format!(
+                "the name `{name}` is longer than {} bytes",
+                NAME_LEN - 1
+            )));
+        }
+        argument.name[..name.len()].copy_from_slice(name.as_bytes());
+        self.structure(cmd::BIND_DEVICE, &mut argument)?;
+        Ok(DeviceId(argument.device))
+    }
+
+    /// UNBIND_DEVICE.
+    pub(crate) fn unbind(&self, device: DeviceId) -> Result<()> {
+        self.by_value(cmd::UNBIND_DEVICE, device.0.into()).map(drop)
+    }
+
+    /// ATTACH_DEVICE.
+    pub(crate) fn attach(
+        &self,
+        device: DeviceId,
+        ioasid: Ioasid,
+        pasid: Option<u32>,
+    ) -> Result<()> {
+        self.structure(cmd::ATTACH_DEVICE, &mut attachment(device, ioasid, pasid)).map(drop)
+    }
+
+    /// DETACH_DEVICE.
+    pub(crate) fn detach(
+        &self,
+        device: DeviceId,
+        ioasid: Ioasid,
+        pasid: Option<u32>,
+    ) -> Result<()> {
+        self.structure(cmd::DETACH_DEVICE, &mut attachment(device, ioasid, pasid)).map(drop)
+    }
+
+    /// GET_DEVICE_INFO.
+    pub(crate) fn device_info(&self, device: DeviceId) -> Result<DeviceInfo> {
+        let mut info =
+            DeviceInfo { argsz: DeviceInfo::ARGSZ, device: device.0, ..DeviceInfo::default() };
+        self.structure(cmd::GET_DEVICE_INFO, &mut info)?;
+        Ok(info)
+    }
+
+    /// SIM_DMA: the device reads. Gives how many bytes, also when it met a fault.
+    pub(crate) fn sim_dma_read(
+        &self,
+        device: DeviceId,
+        iova: u64,
+        data: &mut [u8],
+    ) -> (u64, Result<()>) {
+        let mut dma = SimDma { argsz: SimDma::ARGSZ, device: device.0, iova, ..SimDma::default() };
+        let result = sys::sim_dma_read(self.fd(), &mut dma, data);
+        (dma.done, self.explain(cmd::SIM_DMA, result).map(drop))
+    }
+
+    /// SIM_DMA: the device writes. Gives how many bytes, also when it met a fault.
+    pub(crate) fn sim_dma_write(
+        &self,
+        device: DeviceId,
+        iova: u64,
+        data: &[u8],
+    ) -> (u64, Result<()>) {
+        let mut dma = SimDma { argsz: SimDma::ARGSZ, device: device.0, iova, ..SimDma::default() };
+        let result = sys::sim_dma_write(self.fd(), &mut dma, data);
+        (dma.done, self.explain(cmd::SIM_DMA, result).map(drop))
+    }
+
+    /// GET_ERROR: the last failure of this context, in whichever thread or, with `this_thread`, in
+    /// this one.
+    pub(crate) fn error(&self, this_thread: bool) -> Result<LastError> {
+        match self.last_error(if this_thread { 0 } else { ERROR_ANY_THREAD }) {
+            Ok(last) => Ok(last),
+            Err(Errno::NOENT) => {
+                let explanation = Some("no command has failed on this descriptor".into());
+                let (command, errno) = (cmd::GET_ERROR, Errno::NOENT);
+                Err(Refusal { command, errno, explanation, outputs: None }.into())
+            }
+            Err(errno) => self.explain(cmd::GET_ERROR, Err(errno)).map(|_| unreachable!()),
+        }
+    }
+
+    fn last_error(&self, flags: u32) -> std::result::Result<LastError, Errno> {
+        let mut text = vec![0; 256];
+        loop {
+            let mut error = ErrorInfo { argsz: ErrorInfo::ARGSZ, flags, ..ErrorInfo::default() };
+            match sys::get_error(self.fd(), &mut error, &mut text) {
+                Ok(_) => {
+                    let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+                    return Ok(LastError {
+                        command: error.command,
+                        errno: Errno::from_raw_os_error(error.error as i32),
+                        text: String::from_utf8_lossy(&text[..end]).into_owned(),
+                    });
+                }
+                Err(Errno::MSGSIZE) if error.text_len as usize > text.len() => {
+                    text.resize(error.text_len as usize, 0);
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    /// Any command with any argument. The outer error is for an argument that was not sent.
+    pub(crate) fn raw(&self, command: u32, argument: RawArgument<'_>) -> Result<u32> {
+        match sys::raw(self.fd(), command, argument) {
+            Err(Errno::ACCESS) => Err(Failure::Usage(
+                "the argument holds an address of ioasidctl's own memory; \
+                 use FIELD=@SIZE to give the command a buffer"
+                    .into(),
+            )),
+            result => self.explain(command, result),
+        }
+    }
+}
+
+fn attachment(device: DeviceId, ioasid: Ioasid, pasid: Option<u32>) -> AttachDevice {
+    AttachDevice {
+        argsz: AttachDevice::ARGSZ,
+        flags: if pasid.is_some() { ATTACH_USER_PASID } else { 0 },
+        device: device.0,
+        ioasid: ioasid.0,
+        user_pasid: pasid.unwrap_or(0),
+        ..AttachDevice::default()
+    }
+}
+
+/// What an errno of open, or of a node whose daemon is gone, means to who called.
+pub(crate) fn why_not_opened(errno: Errno) -> String {
+    let reason = match errno {
+        Errno::NOENT => "there is no such node: is the daemon running? (try: ioasidctl doctor)",
+        Errno::ACCESS | Errno::PERM => {
+            "you may not open it; its owner and mode are a udev rule's matter \
+             (try: ioasidctl doctor)"
+        }
+        Errno::NODEV | Errno::NXIO | Errno::NOTCONN | Errno::CONNABORTED => {
+            "the daemon behind it is gone, and what was mapped with it; open it again once the \
+             daemon runs"
+        }
+        Errno::ISDIR => "it is a directory, not the node",
+        _ => "it cannot be opened",
+    };
+    format!("{}: {reason}", errno::name(errno))
+}
+
+/// Opens a file for mapping or for reading and writing data.
+///
+/// Errors: [`Failure::Host`] with the path and the reason.
+pub(crate) fn open_file(path: &Path, write: bool) -> Result<File> {
+    File::options()
+        .read(true)
+        .write(write)
+        .open(path)
+        .map_err(|error| Failure::Host(format!("{}: {}", path.display(), plain_error(&error))))
+}
+
+/// An error of the standard library in the words of this program.
+pub(crate) fn plain_error(error: &std::io::Error) -> String {
+    match Errno::from_io_error(error) {
+        Some(errno) => format!("{}: {}", errno::name(errno), errno::sentence(errno)),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_descriptor_is_told_how_to_open_it() {
+        let Err(failure) = Node::inherited(1 << 20) else { panic!("it is open?") };
+        assert_eq!(failure.status(), 3);
+        assert_eq!(
+            failure.to_string(),
+            "descriptor 1048576 is not open; start with: exec 1048576<>/dev/ioasid"
+        );
+    }
+
+    #[test]
+    fn another_file_is_named() {
+        let node = Node::open(Path::new("/dev/null")).unwrap();
+        let failure = node.alloc().unwrap_err();
+        assert_eq!(failure.status(), 3);
+        let text = failure.to_string();
+        assert!(text.contains("is not /dev/ioasid: it is /dev/null"), "{text}");
+        assert!(text.contains("ENOTTY"), "{text}");
+    }
+
+    #[test]
+    fn a_missing_node_points_to_the_doctor() {
+        let Err(failure) = Node::open(Path::new("/nonexistent/ioasid")) else { panic!() };
+        assert_eq!(failure.status(), 3);
+        let text = failure.to_string();
+        assert!(text.contains("ENOENT") && text.contains("ioasidctl doctor"), "{text}");
+    }
+}

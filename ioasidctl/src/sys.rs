@@ -1,0 +1,445 @@
+//! The system calls that Rust cannot check: ioctl, mmap and borrowing a descriptor by number.
+//!
+//! This is the only module with `unsafe`. What it owns is the argument why each call touches
+//! no memory but what it was lent; which commands exist and what they mean is `node`'s.
+//!
+//! The argument. A command reads and writes (1) the structure that its argument points to, of
+//! the size that the contract gives it, and (2) for three commands, a buffer whose address and
+//! size the structure names. (1) is tied to the type by [`Argument`]. For (2) there is a function
+//! for each of the three commands, which fills in address and size from a slice that it holds for
+//! the whole call. Other addresses in structures are of memory that a *device* may reach later:
+//! [`Memory`], of which this process never makes a reference. A descriptor that is not
+//! `/dev/ioasid` changes nothing in this: the numbers are answered with ENOTTY by all other
+//! drivers, among them VFIO and iommufd, which share the ioctl type.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::ptr;
+
+use ioasid_uapi::{
+    AttachDevice, BindDevice, BindPasidTable, BindPgtable, DeviceInfo, ErrorInfo, Info,
+    InvalidateCache, IovaRange, MapDma, RegisterMemory, SIM_DMA_READ, SIM_DMA_WRITE, SimDma,
+    UnmapDma, cmd,
+};
+use rustix::io::Errno;
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// A descriptor that this process inherited, for instance from the shell that started it.
+///
+/// Errors: EBADF when it is not open.
+pub(crate) fn inherited(fd: RawFd) -> Result<BorrowedFd<'static>, Errno> {
+    if fd < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: `fd` is not -1. If it is not open the next call says so. If it is, it was inherited,
+    // or opened by this process before, and nothing in this process closes a descriptor by number.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    rustix::io::fcntl_getfd(fd)?;
+    Ok(fd)
+}
+
+/// A structure that some commands take.
+///
+/// # Safety
+///
+/// Each of `COMMANDS` must read and write no memory of the calling process except the structure
+/// itself, within its size.
+pub(crate) unsafe trait Argument: FromBytes + IntoBytes {
+    /// The commands that take it.
+    const COMMANDS: &'static [u32];
+}
+
+macro_rules! arguments {
+    ($($structure:ty: $($command:ident)*;)*) => {
+        // SAFETY: the header gives these commands this structure, and none of them has an output
+        // that is written elsewhere.
+        $(unsafe impl Argument for $structure {
+            const COMMANDS: &'static [u32] = &[$(cmd::$command),*];
+        })*
+    };
+}
+
+arguments! {
+    RegisterMemory: REGISTER_MEMORY UNREGISTER_MEMORY;
+    MapDma: MAP_DMA;
+    UnmapDma: UNMAP_DMA;
+    BindPgtable: BIND_PGTABLE UNBIND_PGTABLE;
+    BindPasidTable: BIND_PASID_TABLE UNBIND_PASID_TABLE;
+    InvalidateCache: INVALIDATE_CACHE;
+    BindDevice: BIND_DEVICE;
+    AttachDevice: ATTACH_DEVICE DETACH_DEVICE;
+    DeviceInfo: GET_DEVICE_INFO;
+}
+
+/// The commands whose argument is a number.
+pub(crate) const BY_VALUE: &[u32] =
+    &[cmd::CHECK_EXTENSION, cmd::ALLOC, cmd::FREE, cmd::CREATE_NESTING, cmd::UNBIND_DEVICE];
+
+/// Makes a command that takes a number.
+///
+/// # Panics
+///
+/// If the command is none of [`BY_VALUE`].
+pub(crate) fn by_value(fd: BorrowedFd<'_>, command: u32, value: u64) -> Result<u32, Errno> {
+    assert!(BY_VALUE.contains(&command), "command {command:#x} takes no number");
+    // SAFETY: these commands do not take their argument for an address.
+    unsafe { ioctl(fd, command, ptr::without_provenance_mut(value as usize)) }
+}
+
+/// Makes a command that takes a structure; its outputs are in `argument` afterwards.
+///
+/// # Panics
+///
+/// If the command takes another structure.
+pub(crate) fn structure<T: Argument>(
+    fd: BorrowedFd<'_>,
+    command: u32,
+    argument: &mut T,
+) -> Result<u32, Errno> {
+    assert!(T::COMMANDS.contains(&command), "command {command:#x} takes another structure");
+    // SAFETY: `Argument` says that the command stays within the structure, which is lent to
+    // this call mutably and may hold any bytes afterwards (FromBytes).
+    unsafe { ioctl(fd, command, ptr::from_mut(argument).cast()) }
+}
+
+/// GET_INFO, with room for `ranges`; sets the fields `ranges` and `nr_ranges`.
+pub(crate) fn get_info(
+    fd: BorrowedFd<'_>,
+    info: &mut Info,
+    ranges: &mut [IovaRange],
+) -> Result<u32, Errno> {
+    info.ranges = address(ranges);
+    info.nr_ranges = ranges.len() as u32;
+    // SAFETY: the command writes the structure and at most `nr_ranges` entries at `ranges`; both
+    // are lent to this call mutably.
+    unsafe { ioctl(fd, cmd::GET_INFO, ptr::from_mut(info).cast()) }
+}
+
+/// GET_ERROR, with room for `text`; sets the fields `text` and `text_len`.
+pub(crate) fn get_error(
+    fd: BorrowedFd<'_>,
+    error: &mut ErrorInfo,
+    text: &mut [u8],
+) -> Result<u32, Errno> {
+    error.text = address(text);
+    error.text_len = text.len() as u32;
+    // SAFETY: the command writes the structure and at most `text_len` bytes at `text`; both are
+    // lent to this call mutably.
+    unsafe { ioctl(fd, cmd::GET_ERROR, ptr::from_mut(error).cast()) }
+}
+
+/// SIM_DMA with which the device reads and `data` receives; sets `flags`, `data` and `size`.
+pub(crate) fn sim_dma_read(
+    fd: BorrowedFd<'_>,
+    dma: &mut SimDma,
+    data: &mut [u8],
+) -> Result<u32, Errno> {
+    dma.flags = SIM_DMA_READ;
+    dma.data = address(data);
+    dma.size = data.len() as u64;
+    // SAFETY: the command writes the structure and at most `size` bytes at `data`; both are lent
+    // to this call mutably.
+    unsafe { ioctl(fd, cmd::SIM_DMA, ptr::from_mut(dma).cast()) }
+}
+
+/// SIM_DMA with which the device writes `data`; sets `flags`, `data` and `size`.
+pub(crate) fn sim_dma_write(
+    fd: BorrowedFd<'_>,
+    dma: &mut SimDma,
+    data: &[u8],
+) -> Result<u32, Errno> {
+    dma.flags = SIM_DMA_WRITE;
+    dma.data = data.as_ptr().expose_provenance() as u64;
+    dma.size = data.len() as u64;
+    // SAFETY: the command writes the structure and reads at most `size` bytes at `data`; both are
+    // lent to this call, the structure mutably.
+    unsafe { ioctl(fd, cmd::SIM_DMA, ptr::from_mut(dma).cast()) }
+}
+
+fn address<T>(slice: &mut [T]) -> u64 {
+    if slice.is_empty() { 0 } else { slice.as_mut_ptr().expose_provenance() as u64 }
+}
+
+/// What [`raw`] gives a command.
+pub(crate) enum RawArgument<'a> {
+    /// A number, or an address of which nothing is known.
+    Value(u64),
+    /// A structure in memory of its own, and the buffers whose addresses belong at these offsets.
+    Structure { bytes: &'a mut Guarded, buffers: &'a mut [(usize, Guarded)] },
+}
+
+/// Makes any command with any argument, right or wrong.
+///
+/// Errors: EACCES, without a call, when the argument is or holds the address of writable memory
+/// of this process other than `buffers`: the command might write there.
+pub(crate) fn raw(
+    fd: BorrowedFd<'_>,
+    command: u32,
+    argument: RawArgument<'_>,
+) -> Result<u32, Errno> {
+    let argument = match argument {
+        RawArgument::Value(value) => {
+            // A number that is looked at as an address only if the command takes one.
+            if !BY_VALUE.contains(&command) && is_ours(value)? {
+                return Err(Errno::ACCESS);
+            }
+            ptr::without_provenance_mut(value as usize)
+        }
+        RawArgument::Structure { bytes, buffers } => {
+            for word in bytes.bytes().chunks_exact(8) {
+                if is_ours(u64::from_ne_bytes(word.try_into().unwrap()))? {
+                    return Err(Errno::ACCESS);
+                }
+            }
+            for (offset, buffer) in buffers {
+                let address = buffer.address().to_ne_bytes();
+                bytes.bytes_mut()[*offset..*offset + 8].copy_from_slice(&address);
+            }
+            bytes.start()
+        }
+    };
+    // SAFETY: whatever the command takes the argument for, and whatever sizes the argument claims,
+    // it can write only to memory that begins at the argument or at an address in it. Each such
+    // address is of a `Guarded`, lent mutably, which is followed by a page that ends the writing
+    // with EFAULT; or it is of no writable memory, so that the writing does not begin.
+    unsafe { ioctl(fd, command, argument) }
+}
+
+/// Whether an address lies in writable memory of this process.
+fn is_ours(address: u64) -> Result<bool, Errno> {
+    let mut maps = String::with_capacity(1 << 16);
+    File::open("/proc/self/maps")
+        .and_then(|mut file| file.read_to_string(&mut maps))
+        .map_err(|_| Errno::ACCESS)?;
+    Ok(maps.lines().any(|line| {
+        let mut words = line.split(' ');
+        let bounds = words.next().and_then(|bounds| bounds.split_once('-'));
+        let number = |digits| u64::from_str_radix(digits, 16).ok();
+        match bounds.and_then(|(start, end)| number(start).zip(number(end))) {
+            Some((start, end)) => {
+                let writable = words.next().is_none_or(|access| access.contains('w'));
+                writable && (start..end).contains(&address)
+            }
+            // Not understood: better refused than wrong.
+            None => true,
+        }
+    }))
+}
+
+/// An ioctl whose number and argument are known only at run time.
+struct Call {
+    command: u32,
+    argument: *mut c_void,
+}
+
+// SAFETY: the opcode is what the caller of `ioctl` below vouches for; the call may change memory,
+// so IS_MUTATING is true; the output is the return value, and nothing is read through the pointer.
+unsafe impl Ioctl for Call {
+    type Output = u32;
+
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        self.command as Opcode
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        self.argument
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<u32> {
+        Ok(out as u32)
+    }
+}
+
+/// # Safety
+///
+/// The command may read and write only memory that the caller lends it, given this argument.
+unsafe fn ioctl(fd: BorrowedFd<'_>, command: u32, argument: *mut c_void) -> Result<u32, Errno> {
+    // SAFETY: the caller's promise, and see `impl Ioctl for Call`.
+    unsafe { rustix::ioctl::ioctl(fd, Call { command, argument }) }
+}
+
+/// How this process may use [`Memory`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Protection {
+    /// It may read.
+    pub(crate) read: bool,
+    /// It may write.
+    pub(crate) write: bool,
+}
+
+/// Memory of this process for devices to reach. The process itself never looks at it.
+pub(crate) struct Memory {
+    start: *mut c_void,
+    len: usize,
+}
+
+impl Memory {
+    /// Maps `len` bytes of a file from `offset`, shared with the file or as a private copy.
+    ///
+    /// Errors: those of mmap(2).
+    pub(crate) fn of_file(
+        file: &File,
+        offset: u64,
+        len: usize,
+        protection: Protection,
+        shared: bool,
+    ) -> Result<Memory, Errno> {
+        let kind = if shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
+        // SAFETY: without MAP_FIXED the kernel chooses an address that is in no other use.
+        let start = unsafe {
+            rustix::mm::mmap(
+                ptr::null_mut(),
+                len,
+                prot_flags(protection),
+                kind,
+                file.as_fd(),
+                offset,
+            )
+        }?;
+        Ok(Memory { start, len })
+    }
+
+    /// Maps `len` bytes of zeroes, shared or private.
+    ///
+    /// Errors: those of mmap(2).
+    pub(crate) fn anonymous(
+        len: usize,
+        protection: Protection,
+        shared: bool,
+    ) -> Result<Memory, Errno> {
+        let kind = if shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
+        // SAFETY: without MAP_FIXED the kernel chooses an address that is in no other use.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(ptr::null_mut(), len, prot_flags(protection), kind)
+        }?;
+        Ok(Memory { start, len })
+    }
+
+    /// Where it is in this process.
+    pub(crate) fn address(&self) -> u64 {
+        self.start.expose_provenance() as u64
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: `start` and `len` are those of a mapping of its own, to which no reference was
+        // ever made. A failure leaves it mapped, which harms nothing.
+        let _ = unsafe { rustix::mm::munmap(self.start, self.len) };
+    }
+}
+
+fn prot_flags(protection: Protection) -> ProtFlags {
+    let mut flags = ProtFlags::empty();
+    flags.set(ProtFlags::READ, protection.read);
+    flags.set(ProtFlags::WRITE, protection.write);
+    flags
+}
+
+/// Bytes that end where a page begins that nobody may touch: whoever writes past their end gets
+/// EFAULT.
+pub(crate) struct Guarded {
+    memory: Memory,
+    offset: usize,
+    len: usize,
+}
+
+impl Guarded {
+    /// Bytes with this content.
+    ///
+    /// Errors: ENOMEM.
+    pub(crate) fn new(content: &[u8]) -> Result<Guarded, Errno> {
+        let page = rustix::param::page_size();
+        let room = content.len().next_multiple_of(page);
+        let all = room.checked_add(page).ok_or(Errno::NOMEM)?;
+        let memory = Memory::anonymous(all, Protection { read: true, write: true }, false)?;
+        // SAFETY: the last page of a mapping of our own, to which there is no reference.
+        unsafe { rustix::mm::mprotect(memory.start.byte_add(room), page, MprotectFlags::empty()) }?;
+        let mut guarded = Guarded { memory, offset: room - content.len(), len: content.len() };
+        guarded.bytes_mut().copy_from_slice(content);
+        Ok(guarded)
+    }
+
+    fn start(&self) -> *mut c_void {
+        self.memory.start.wrapping_byte_add(self.offset)
+    }
+
+    /// Where they are in this process.
+    pub(crate) fn address(&self) -> u64 {
+        self.start().expose_provenance() as u64
+    }
+
+    /// What they hold.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: `len` bytes from `start` lie in the readable part of the mapping, which lives
+        // as long as `self` and is written only through `&mut self`, or by a command to which
+        // `raw` lends it mutably.
+        unsafe { std::slice::from_raw_parts(self.start().cast(), self.len) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.start().cast(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_that_is_not_open_is_refused() {
+        assert_eq!(inherited(-1).unwrap_err(), Errno::BADF);
+        assert_eq!(inherited(1 << 20).unwrap_err(), Errno::BADF);
+    }
+
+    #[test]
+    fn guarded_bytes_end_at_a_page_boundary() {
+        let page = rustix::param::page_size() as u64;
+        for len in [0, 1, 40, 4096, 5000] {
+            let guarded = Guarded::new(&vec![7; len]).unwrap();
+            assert_eq!((guarded.address() + len as u64) % page, 0);
+            assert!(guarded.bytes().iter().all(|byte| *byte == 7));
+        }
+    }
+
+    /// The kernel itself must meet the guard: it is what makes `raw` sound.
+    #[test]
+    fn writing_past_guarded_bytes_is_efault() {
+        let guarded = Guarded::new(&[0; 40]).unwrap();
+        assert!(is_ours(guarded.address() + 39).unwrap());
+        assert!(!is_ours(guarded.address() + 40).unwrap());
+    }
+
+    #[test]
+    fn a_raw_argument_that_points_into_this_process_is_refused() {
+        let fd = File::open("/dev/null").unwrap();
+        let mut victim = Box::new(0u64);
+        let address = address(std::slice::from_mut(&mut *victim));
+        let by_value = raw(fd.as_fd(), cmd::GET_INFO, RawArgument::Value(address));
+        assert_eq!(by_value, Err(Errno::ACCESS));
+        let mut bytes = Guarded::new(&address.to_ne_bytes()).unwrap();
+        let structure = RawArgument::Structure { bytes: &mut bytes, buffers: &mut [] };
+        assert_eq!(raw(fd.as_fd(), cmd::GET_INFO, structure), Err(Errno::ACCESS));
+        // An address of nothing reaches the driver, which is not /dev/ioasid's.
+        assert_eq!(raw(fd.as_fd(), cmd::GET_INFO, RawArgument::Value(16)), Err(Errno::NOTTY));
+    }
+
+    #[test]
+    fn raw_fills_in_the_addresses_of_buffers() {
+        let fd = File::open("/dev/null").unwrap();
+        let mut bytes = Guarded::new(&[0; 24]).unwrap();
+        let mut buffers = [(16, Guarded::new(&[1, 2, 3]).unwrap())];
+        let structure = RawArgument::Structure { bytes: &mut bytes, buffers: &mut buffers };
+        assert_eq!(raw(fd.as_fd(), cmd::GET_ERROR, structure), Err(Errno::NOTTY));
+        assert_eq!(bytes.bytes()[16..], buffers[0].1.address().to_ne_bytes());
+        assert_eq!(bytes.bytes()[..16], [0; 16]);
+    }
+}
