@@ -10,8 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use crate::node::{Caller, Context, Interrupt, Ioctl, IoctlReply, Node, PollHandle, Responder};
+use crate::pool::{Occupant, Shared};
 use crate::request::{Operation, Request};
-use crate::serve::{Occupant, Shared};
 use crate::wire::{self, InHeader};
 
 /// How an open file of the node behaves: no cache, no file position and, at close, no FLUSH; two
@@ -57,15 +57,8 @@ pub(crate) fn guarded<T>(code: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(code)).ok()
 }
 
-/// Handles the request in `bytes`, read by thread `index`. `another_reads` says that there is
-/// a thread for the next one, whatever happens to this.
-pub(crate) fn handle(
-    shared: &Shared,
-    node: &impl Node,
-    index: usize,
-    bytes: &[u8],
-    another_reads: bool,
-) {
+/// Handles the request in `bytes`, read by thread `index`.
+pub(crate) fn handle(shared: &Shared, node: &impl Node, index: usize, bytes: &[u8]) {
     let request = match Request::decode(bytes) {
         Ok(request) => request,
         Err(malformed) => {
@@ -76,7 +69,8 @@ pub(crate) fn handle(
         }
     };
     let unique = request.header.unique;
-    let task = Task { shared, node, index, header: &request.header, another_reads };
+    shared.worker(index).interrupt.begin(unique);
+    let task = Task { shared, node, index, header: &request.header };
     match guarded(|| task.run(request.operation)) {
         Some(Ok(())) => {}
         // The request is gone, because the caller was let go otherwise, or the connection is.
@@ -105,7 +99,6 @@ struct Task<'a, N> {
     node: &'a N,
     index: usize,
     header: &'a InHeader,
-    another_reads: bool,
 }
 
 impl<N: Node> Task<'_, N> {
@@ -179,7 +172,7 @@ impl<N: Node> Task<'_, N> {
 
     fn ioctl(&self, ioctl: &wire::IoctlIn, input: &[u8]) -> Result<(), Errno> {
         let (link, unique) = (&self.shared.link, self.header.unique);
-        let Some(_admission) = self.admission(ioctl.fh, false) else {
+        let Some(admission) = self.admission(ioctl.fh, false) else {
             return link.error(unique, Errno::BUSY);
         };
         let output_size = ioctl.out_size as usize;
@@ -198,6 +191,7 @@ impl<N: Node> Task<'_, N> {
             interrupt: self.interrupt(),
             responder: &responder,
         });
+        drop(admission);
         if responder.sent().is_some() {
             return Ok(());
         }
@@ -215,12 +209,14 @@ impl<N: Node> Task<'_, N> {
 
     fn read(&self, read: &wire::ReadIn) -> Result<(), Errno> {
         let (link, unique) = (&self.shared.link, self.header.unique);
-        let Some(_admission) = self.admission(read.fh, true) else {
+        let Some(admission) = self.admission(read.fh, true) else {
             return link.error(unique, Errno::BUSY);
         };
         let size = read.size as usize;
         let nonblock = read.flags & NONBLOCK != 0;
-        match self.node.read(read.fh, size, nonblock, &self.context()) {
+        let result = self.node.read(read.fh, size, nonblock, &self.context());
+        drop(admission);
+        match result {
             Ok(data) if data.len() > size => link.error(unique, Errno::IO),
             Ok(data) => link.data(unique, &data),
             Err(errno) => link.error(unique, errno),
@@ -229,11 +225,13 @@ impl<N: Node> Task<'_, N> {
 
     fn write(&self, write: &wire::WriteIn, data: &[u8]) -> Result<(), Errno> {
         let (link, unique) = (&self.shared.link, self.header.unique);
-        let Some(_admission) = self.admission(write.fh, false) else {
+        let Some(admission) = self.admission(write.fh, false) else {
             return link.error(unique, Errno::BUSY);
         };
         let nonblock = write.flags & NONBLOCK != 0;
-        match self.node.write(write.fh, data, nonblock, &self.context()) {
+        let result = self.node.write(write.fh, data, nonblock, &self.context());
+        drop(admission);
+        match result {
             Ok(size) if size > data.len() => link.error(unique, Errno::IO),
             Ok(size) => link.structure(unique, &wire::WriteOut { size: size as u32, padding: 0 }),
             Err(errno) => link.error(unique, errno),
@@ -251,11 +249,8 @@ impl<N: Node> Task<'_, N> {
     /// Lets a request that may block occupy this thread, unless its handle has too many already.
     fn admission(&self, handle: u64, waits: bool) -> Option<Admission<'_>> {
         let occupant = Occupant { handle, waits };
-        let admitted = self.another_reads && self.shared.admit(self.index, occupant);
-        admitted.then(|| {
-            self.interrupt().begin(self.header.unique);
-            Admission { shared: self.shared, index: self.index }
-        })
+        let admitted = self.shared.admit(self.index, occupant);
+        admitted.then(|| Admission { shared: self.shared, index: self.index })
     }
 
     fn interrupt(&self) -> &Interrupt {
@@ -271,7 +266,7 @@ impl<N: Node> Task<'_, N> {
     }
 }
 
-/// The right to occupy a thread; given back when dropped.
+/// The right to occupy a thread; given back when dropped, which is to be before the answer.
 struct Admission<'a> {
     shared: &'a Shared,
     index: usize,

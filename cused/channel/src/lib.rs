@@ -51,8 +51,10 @@ mod channel;
 mod dispatch;
 mod error;
 mod file;
+mod life;
 mod mount;
 mod node;
+mod pool;
 mod request;
 mod serve;
 mod slots;
@@ -61,7 +63,8 @@ mod wire;
 
 pub use channel::{Channel, CuseOptions, FuseFileOptions};
 pub use error::SetupError;
+pub use life::EndReason;
 pub use node::{Caller, Context, Interrupt, IoVec, Ioctl, IoctlReply, Node, PollHandle, Responder};
 /// The error numbers that a node answers with.
 pub use rustix::io::Errno;
-pub use serve::{EndReason, Ended, Notifier, ServeError, ServeOptions, Server, Stop, serve};
+pub use serve::{Ended, Notifier, ServeError, ServeOptions, Server, Stop, serve};

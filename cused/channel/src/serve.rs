@@ -1,51 +1,36 @@
-//! Threads that read requests and have a node answer them.
+//! Serving a channel, from its first thread to its end.
 //!
-//! Owns the threads, how many there are, who may occupy one, and the end of it all. What a request
-//! means is [`crate::dispatch`]'s matter.
-//!
-//! All threads read the same descriptor and block in read(2); one that gets a request handles it
-//! itself. Whoever takes the last one away from reading starts another thread first. Thus a handler
-//! that blocks, for as long as a caller likes, delays nobody else: until the threads run out. For
-//! then there are limits, by which requests that may block are refused with EBUSY:
-//!
-//! - One handle occupies at most [`ServeOptions::per_handle_limit`] threads, and at most as many as
-//!   are left unoccupied. So one greedy handle gets a half of the threads (or its limit), two get a
-//!   third each, k of them a (k+1)th part each, and the rest stays free for others. Only when there
-//!   are about as many greedy handles as threads is nothing left for a newcomer.
-//! - The last thread never runs a handler that may block. It refuses, and goes back to reading, so
-//!   that interrupts, RELEASE and everything that does not block are always served.
+//! Owns what is public about it, and that the end leaves nothing behind within bounds of time. What
+//! happens in between is [`crate::pool`]'s.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::thread::{Pid, futex};
 use thiserror::Error;
 
-use crate::answer::Link;
 use crate::channel::{Channel, Presence};
-use crate::dispatch::{self, Handles};
-use crate::file::FileAttributes;
-use crate::node::{Interrupt, Node, PollHandle};
-use crate::slots::{Region, Slot};
+use crate::dispatch;
+use crate::life::{EndReason, Life};
+use crate::node::{Node, PollHandle};
+use crate::pool::{READERS_KEPT, Shared};
 use crate::system;
 
-/// Threads that stay in read(2) when there is little to do: one to take the next request, one to
-/// take the one after that while the first is busy.
-const READERS_KEPT: u32 = 2;
-/// Readers beyond those stay until no thread has had to be started for this long.
-const SURPLUS_STAYS: Duration = Duration::from_secs(1);
-/// Reads that fail in a row, for reasons unknown, before serving is given up.
-const FAILURES_TOLERATED: u32 = 1000;
-
 /// How to serve.
+///
+/// A request that may block (ioctl, read, write) occupies a thread until its handler returns. One is
+/// refused with EBUSY, at once, if its open file occupies [`ServeOptions::per_handle_limit`] threads
+/// already, or as many as are left unoccupied, or if it would take the last thread. So k open files
+/// that want everything get a (k+1)th part of the threads each, and others still find some; only
+/// about as many such files as there are threads leave nothing for a newcomer. Everything else is
+/// always served: opening, closing, polling, interrupts.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
     /// Most threads; at least 2. Each reserves 132 KiB of address space, and its stack.
     pub max_threads: usize,
-    /// Most threads that the requests of one open file may occupy at a time.
+    /// Most threads that the requests of one open file may occupy at a time; at least 1.
     pub per_handle_limit: usize,
     /// Stack of a thread in bytes.
     pub stack_size: usize,
@@ -94,21 +79,6 @@ pub enum ServeError {
     },
 }
 
-/// Why serving ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum EndReason {
-    /// [`Stop::stop`] was called.
-    Stopped,
-    /// The FUSE file was unmounted by someone, and its last user is gone.
-    Unmounted,
-    /// The connection was aborted: through fusectl or, for a CUSE device, through
-    /// /sys/class/cuse/NAME/abort.
-    Aborted,
-    /// Requests can no longer be read, or no thread can be started.
-    Failed(Errno),
-}
-
 /// How serving ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -139,22 +109,9 @@ impl Server {
         let signal = options.wake_signal.unwrap_or_else(system::default_signal);
         system::prepare(signal).map_err(|_| ServeError::WakeSignal { signal })?;
         let threads = options.max_threads.clamp(2, u16::MAX as usize);
-        let region =
-            Region::new(threads).map_err(|errno| ServeError::Buffers { threads, errno })?;
         let Channel { presence, link, attributes, node } = channel;
-        let shared = Shared {
-            link,
-            attributes,
-            handles: Handles::default(),
-            region,
-            workers: (0..threads).map(|_| Worker::default()).collect(),
-            life: Arc::default(),
-            readers: AtomicU32::new(0),
-            begun: Instant::now(),
-            newest_start: AtomicU64::new(0),
-            signal,
-            options,
-        };
+        let shared = Shared::new(link, attributes, threads, signal, options)
+            .map_err(|errno| ServeError::Buffers { threads, errno })?;
         Ok(Self { presence, shared: Arc::new(shared), node })
     }
 
@@ -240,234 +197,8 @@ impl Notifier {
     }
 }
 
-/// What all threads use.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) link: Link,
-    pub(crate) attributes: Option<FileAttributes>,
-    pub(crate) handles: Handles,
-    region: Region,
-    workers: Box<[Worker]>,
-    life: Arc<Life>,
-    /// Threads that are in read(2) or on their way there.
-    readers: AtomicU32,
-    begun: Instant,
-    /// When a thread was last started, in milliseconds from `begun`.
-    newest_start: AtomicU64,
-    signal: i32,
-    options: ServeOptions,
-}
-
-/// One thread, as the others see it; of the same index as its slot.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-pub(crate) struct Worker {
-    phase: AtomicU32,
-    thread: AtomicU32,
-    /// The handle whose limit its request counts against, while `counted`.
-    handle: AtomicU64,
-    counted: AtomicBool,
-    /// Its request ends when something happens, which may be never: interrupted first.
-    waits: AtomicBool,
-    pub(crate) interrupt: Interrupt,
-}
-
-/// A request that may block.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Occupant {
-    pub(crate) handle: u64,
-    /// Waits for something to happen, as a read does.
-    pub(crate) waits: bool,
-}
-
-/// The thread does nothing that anyone could wait for.
-const OUT: u32 = 0;
-/// The thread is in read(2), about to enter it or just back.
-const READING: u32 = 1;
-/// The thread handles a request.
-const HANDLING: u32 = 2;
-
-/// What outlives the channel: whether to go on, and who is left.
-#[derive(Debug, Default)]
-struct Life {
-    /// 0 while serving goes on, else an encoded [`EndReason`].
-    end: AtomicU32,
-    threads: AtomicU32,
-    /// Counts what the serving thread wants to know: the end, threads that are gone.
-    events: AtomicU32,
-}
-
-impl Life {
-    fn end(&self, reason: EndReason) {
-        let _ = self.end.compare_exchange(0, reason.encode(), Ordering::SeqCst, Ordering::SeqCst);
-        self.tell();
-    }
-
-    fn is_ending(&self) -> bool {
-        self.end.load(Ordering::SeqCst) != 0
-    }
-
-    fn threads(&self) -> u32 {
-        self.threads.load(Ordering::SeqCst)
-    }
-
-    fn tell(&self) {
-        self.events.fetch_add(1, Ordering::SeqCst);
-        let _ = futex::wake(&self.events, futex::Flags::PRIVATE, u32::MAX);
-    }
-
-    fn events(&self) -> u32 {
-        self.events.load(Ordering::SeqCst)
-    }
-
-    /// Waits for an event after the count was `seen`, for at most `time`.
-    fn wait(&self, seen: u32, time: Duration) {
-        let time = time.try_into().ok();
-        let _ = futex::wait(&self.events, futex::Flags::PRIVATE, seen, time.as_ref());
-    }
-
-    fn wait_for_end(&self) -> EndReason {
-        loop {
-            let seen = self.events();
-            if let Some(reason) = EndReason::decode(self.end.load(Ordering::SeqCst)) {
-                return reason;
-            }
-            let _ = futex::wait(&self.events, futex::Flags::PRIVATE, seen, None);
-        }
-    }
-}
-
-impl EndReason {
-    fn encode(self) -> u32 {
-        match self {
-            Self::Stopped => 1,
-            Self::Unmounted => 2,
-            Self::Aborted => 3,
-            Self::Failed(errno) => 0x1_0000 | errno.raw_os_error().unsigned_abs(),
-        }
-    }
-
-    fn decode(code: u32) -> Option<Self> {
-        match code {
-            0 => None,
-            1 => Some(Self::Stopped),
-            2 => Some(Self::Unmounted),
-            3 => Some(Self::Aborted),
-            code => Some(Self::Failed(Errno::from_raw_os_error((code & 0xffff) as i32))),
-        }
-    }
-}
-
+/// The end.
 impl Shared {
-    /// Takes the calling thread away from reading, to handle a request. Sees to it that another
-    /// reads; if there can be none, returns false, and the request must not be one that may block.
-    fn stop_reading<N: Node>(self: &Arc<Self>, node: &Arc<N>) -> bool {
-        let left = self.readers.fetch_sub(1, Ordering::SeqCst) - 1;
-        left > 0 || self.life.is_ending() || self.start_thread(node)
-    }
-
-    /// Takes the calling thread back to reading. False if there are enough readers without it.
-    fn resume_reading(&self) -> bool {
-        let mut readers = self.readers.fetch_add(1, Ordering::SeqCst) + 1;
-        while readers > READERS_KEPT && self.surplus_may_go() {
-            match self.readers.compare_exchange(
-                readers,
-                readers - 1,
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            ) {
-                Ok(_) => return false,
-                Err(now) => readers = now,
-            }
-        }
-        true
-    }
-
-    fn surplus_may_go(&self) -> bool {
-        let age = self.milliseconds().saturating_sub(self.newest_start.load(Ordering::Relaxed));
-        age >= SURPLUS_STAYS.as_millis() as u64
-    }
-
-    fn milliseconds(&self) -> u64 {
-        self.begun.elapsed().as_millis() as u64
-    }
-
-    /// Starts a thread that reads; false if there are as many as there may be, or the system
-    /// refuses.
-    fn start_thread<N: Node>(self: &Arc<Self>, node: &Arc<N>) -> bool {
-        let Some(index) = self.region.claim() else { return false };
-        self.life.threads.fetch_add(1, Ordering::SeqCst);
-        self.readers.fetch_add(1, Ordering::SeqCst);
-        self.newest_start.store(self.milliseconds(), Ordering::Relaxed);
-        let (shared, node) = (Arc::clone(self), Arc::clone(node));
-        let started = std::thread::Builder::new()
-            .name(format!("channel-{index}"))
-            .stack_size(self.options.stack_size)
-            .spawn(move || {
-                let life = Arc::clone(&shared.life);
-                read_and_handle(&shared, &node, index);
-                // Whoever sees the thread gone may rely on its share of these being gone, too.
-                drop((node, shared));
-                life.threads.fetch_sub(1, Ordering::SeqCst);
-                life.tell();
-            });
-        if started.is_err() {
-            drop(Slot::of_claimed(&self.region, index));
-            self.readers.fetch_sub(1, Ordering::SeqCst);
-            self.life.threads.fetch_sub(1, Ordering::SeqCst);
-        }
-        started.is_ok()
-    }
-
-    /// Whether a request that may block can occupy thread `index`, when another one reads. If so it
-    /// counts until [`Shared::discharge`].
-    pub(crate) fn admit(&self, index: usize, occupant: Occupant) -> bool {
-        let worker = &self.workers[index];
-        let handle = occupant.handle;
-        worker.handle.store(handle, Ordering::Relaxed);
-        worker.waits.store(occupant.waits, Ordering::Relaxed);
-        worker.counted.store(true, Ordering::SeqCst);
-        let readers = self.readers.load(Ordering::SeqCst);
-        let busy = self.life.threads().saturating_sub(readers) as usize;
-        let free = self.workers.len().saturating_sub(busy).max(1);
-        let allowed = self.options.per_handle_limit.min(free);
-        // No handle has more than all; mostly that settles it.
-        let admitted = busy <= allowed || self.occupied_by(handle) <= allowed;
-        if !admitted {
-            self.discharge(index);
-        }
-        admitted
-    }
-
-    /// The request of thread `index` no longer counts.
-    pub(crate) fn discharge(&self, index: usize) {
-        let worker = &self.workers[index];
-        worker.waits.store(false, Ordering::Relaxed);
-        worker.counted.store(false, Ordering::SeqCst);
-    }
-
-    fn occupied_by(&self, handle: u64) -> usize {
-        let same = |worker: &&Worker| {
-            worker.counted.load(Ordering::SeqCst) && worker.handle.load(Ordering::Relaxed) == handle
-        };
-        self.workers.iter().filter(same).count()
-    }
-
-    pub(crate) fn worker(&self, index: usize) -> &Worker {
-        &self.workers[index]
-    }
-
-    /// Sets the interrupt of the request `unique`, if some thread has it.
-    pub(crate) fn interrupt(&self, unique: u64) -> bool {
-        let mut found = false;
-        for index in self.region.holding(unique) {
-            found = true;
-            let holds = || self.region.unique(index) == unique;
-            self.workers[index].interrupt.mark(unique, holds);
-        }
-        found
-    }
-
     /// Gets all threads to leave, within the time of [`ServeOptions::stop_grace`]. Returns how many
     /// are left.
     fn wind_down(&self, node: &impl Node) -> usize {
@@ -528,97 +259,157 @@ impl Shared {
             self.life.wait(seen, Duration::from_millis(50));
         }
     }
-
-    /// Interrupts every read(2), or the next one: a thread announces that it reads before it looks
-    /// whether to go on, so that one which is missed here sees the end by itself.
-    fn wake_readers(&self) {
-        for worker in &self.workers {
-            if worker.phase.load(Ordering::SeqCst) == READING
-                && let Some(thread) = Pid::from_raw(worker.thread.load(Ordering::SeqCst) as i32)
-            {
-                system::send(self.signal, thread);
-            }
-        }
-    }
-
-    /// Interrupts handlers that have not been yet: all, or only those that wait.
-    fn interrupt_handlers(&self, node: &impl Node, all: bool) {
-        for (index, worker) in self.workers.iter().enumerate() {
-            let concerned = all || worker.waits.load(Ordering::Relaxed);
-            if !concerned || worker.phase.load(Ordering::SeqCst) != HANDLING {
-                continue;
-            }
-            let unique = self.region.unique(index);
-            if unique != 0 && !worker.interrupt.is_set() {
-                self.interrupt(unique);
-                dispatch::interrupted(self, node, unique);
-            }
-        }
-    }
-
-    /// Lets the callers of stuck handlers go.
-    fn answer_abandoned(&self) {
-        for (index, worker) in self.workers.iter().enumerate() {
-            let unique = self.region.unique(index);
-            if worker.phase.load(Ordering::SeqCst) == HANDLING && unique != 0 {
-                let _ = self.link.error(unique, Errno::CONNABORTED);
-            }
-        }
-    }
-
-    fn over(&self, errno: Errno) -> EndReason {
-        // FUSE_ABORT_ERROR is asked for: ECONNABORTED is an abort, ENODEV then an unmount. CUSE has
-        // ENODEV only, and nothing to unmount.
-        match (errno, self.attributes.is_some()) {
-            (Errno::NODEV, true) => EndReason::Unmounted,
-            _ => EndReason::Aborted,
-        }
-    }
 }
 
-/// The life of one thread.
-fn read_and_handle<N: Node>(shared: &Arc<Shared>, node: &Arc<N>, index: usize) {
-    system::only(shared.signal);
-    let worker = shared.worker(index);
-    let thread = rustix::thread::gettid().as_raw_nonzero().get();
-    worker.thread.store(thread.unsigned_abs(), Ordering::SeqCst);
-    let mut slot = Slot::of_claimed(&shared.region, index);
-    let mut failures = 0;
-    loop {
-        worker.phase.store(READING, Ordering::SeqCst);
-        if shared.life.is_ending() {
-            break;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answer::Link;
+    use crate::file::FileAttributes;
+    use crate::node::{Caller, Context, IoVec, Ioctl, IoctlReply};
+    use crate::request;
+    use crate::wire::{InHeader, OutHeader};
+    use proptest::prelude::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+    use std::os::fd::OwnedFd;
+    use zerocopy::{FromBytes, IntoBytes};
+
+    /// Answers with whatever the request's own numbers suggest, right or wrong.
+    struct Fickle;
+
+    impl Node for Fickle {
+        fn open(&self, _caller: Caller, flags: u32) -> Result<u64, Errno> {
+            if flags & 1 == 0 { Ok(flags.into()) } else { Err(Errno::from_raw_os_error(600)) }
         }
-        match slot.receive(shared.link.device()) {
-            Ok(bytes) if !bytes.is_empty() => {
-                worker.phase.store(HANDLING, Ordering::SeqCst);
-                failures = 0;
-                let another_reads = shared.stop_reading(node);
-                dispatch::handle(shared, &**node, index, bytes, another_reads);
-                if !shared.resume_reading() {
-                    worker.phase.store(OUT, Ordering::SeqCst);
-                    return;
+
+        fn release(&self, _handle: u64) {}
+
+        fn ioctl(&self, request: &Ioctl<'_>) -> IoctlReply {
+            let size = (request.arg % 5000) as usize;
+            let place = IoVec { base: request.arg, len: request.arg };
+            match request.command % 4 {
+                0 => IoctlReply::Done { result: request.arg as i32, output: vec![0; size] },
+                1 => IoctlReply::Retry { inputs: vec![place; size], outputs: vec![place; 2] },
+                2 => {
+                    let _ = request.responder.send(-1, &vec![0; size]);
+                    IoctlReply::value(1)
                 }
+                _ => IoctlReply::error(Errno::from_raw_os_error(-7)),
             }
-            // ENOENT: the request was taken back before it could be read.
-            Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
-            Err(errno @ (Errno::NODEV | Errno::CONNABORTED)) => {
-                shared.life.end(shared.over(errno));
-                break;
-            }
-            // Out of memory, for instance; the kernel has answered the request itself. An end of
-            // file no kernel is known to send.
-            failure => {
-                let errno = failure.err().unwrap_or(Errno::IO);
-                failures += 1;
-                if failures >= FAILURES_TOLERATED {
-                    shared.life.end(EndReason::Failed(errno));
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
+        }
+
+        fn read(
+            &self,
+            _handle: u64,
+            size: usize,
+            nonblock: bool,
+            _context: &Context<'_>,
+        ) -> Result<Vec<u8>, Errno> {
+            Ok(vec![0; size.min(10_000) + usize::from(nonblock)])
+        }
+
+        fn interrupted(&self, _unique: u64) -> Option<Errno> {
+            Some(Errno::INTR)
         }
     }
-    shared.readers.fetch_sub(1, Ordering::SeqCst);
-    worker.phase.store(OUT, Ordering::SeqCst);
+
+    /// The kernel's end of a channel, as far as one that keeps to message boundaries can be one.
+    struct FakeKernel {
+        socket: OwnedFd,
+        stop: Stop,
+        serving: Option<std::thread::JoinHandle<Ended>>,
+        unique: u64,
+    }
+
+    impl FakeKernel {
+        fn new() -> Self {
+            let (socket, device) = rustix::net::socketpair(
+                AddressFamily::UNIX,
+                SocketType::SEQPACKET,
+                SocketFlags::CLOEXEC,
+                None,
+            )
+            .unwrap();
+            let channel = Channel {
+                presence: Presence::Cuse { name: "channel-test-none".into() },
+                link: Link::new(device),
+                attributes: Some(FileAttributes::new(0o600, 0, 0)),
+                node: "/dev/channel-test-none".into(),
+            };
+            let server = Server::new(channel, ServeOptions::default()).unwrap();
+            let stop = server.stopper();
+            let serving = std::thread::spawn(move || server.serve(Arc::new(Fickle)));
+            Self { socket, stop, serving: Some(serving), unique: 0 }
+        }
+
+        fn request(&mut self, opcode: u32, body: &[u8]) -> u64 {
+            self.unique += 2;
+            let header = InHeader {
+                len: (size_of::<InHeader>() + body.len()) as u32,
+                opcode,
+                unique: self.unique,
+                ..Default::default()
+            };
+            let bytes = [header.as_bytes(), body].concat();
+            rustix::net::send(&self.socket, &bytes, SendFlags::empty()).unwrap();
+            self.unique
+        }
+
+        fn answer(&self) -> OutHeader {
+            let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
+            let time = Timespec { tv_sec: 10, tv_nsec: 0 };
+            assert_eq!(poll(&mut ready, Some(&time)), Ok(1), "no answer");
+            let mut bytes = vec![0; 1 << 20];
+            let (_, count) =
+                rustix::net::recv(&self.socket, &mut bytes[..], RecvFlags::empty()).unwrap();
+            let (header, _) = OutHeader::read_from_prefix(&bytes).unwrap();
+            assert_eq!(header.len as usize, count);
+            header
+        }
+    }
+
+    impl Drop for FakeKernel {
+        fn drop(&mut self) {
+            self.stop.stop();
+            let ended = self.serving.take().map(|serving| serving.join().unwrap());
+            assert!(ended.is_some_and(|ended| ended.abandoned == 0));
+        }
+    }
+
+    /// An opcode that is answered at once, to see that nothing was before it.
+    const SENTINEL: u32 = 999;
+
+    #[test]
+    fn every_request_gets_one_answer_or_none_as_its_kind_demands() {
+        let kernel = std::cell::RefCell::new(FakeKernel::new());
+        let bodies = prop::collection::vec(any::<u8>(), 0..200);
+        let opcodes = prop_oneof![0u32..52, Just(39), Just(14), Just(15), Just(16), Just(4096)];
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(3000));
+        let result = runner.run(&(opcodes, bodies), |(opcode, body)| {
+            let mut kernel = kernel.borrow_mut();
+            let unique = kernel.request(opcode, &body);
+            if request::takes_answer(opcode) {
+                let answer = kernel.answer();
+                prop_assert_eq!(answer.unique, unique);
+                prop_assert!((-511..=0).contains(&answer.error), "{:?}", answer);
+            }
+            let sentinel = kernel.request(SENTINEL, &[]);
+            let answer = kernel.answer();
+            prop_assert_eq!(answer.unique, sentinel);
+            prop_assert_eq!(answer.error, -Errno::NOSYS.raw_os_error());
+            Ok(())
+        });
+        result.unwrap();
+    }
+
+    #[test]
+    fn a_connection_that_delivers_nothing_is_given_up() {
+        let mut kernel = FakeKernel::new();
+        // Reads now return nothing at once, for ever.
+        rustix::net::shutdown(&kernel.socket, rustix::net::Shutdown::Both).unwrap();
+        let ended = kernel.serving.take().unwrap().join().unwrap();
+        assert_eq!(ended.reason, EndReason::Failed(Errno::IO));
+        kernel.serving = Some(std::thread::spawn(move || ended));
+    }
 }

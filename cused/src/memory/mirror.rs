@@ -28,7 +28,7 @@ use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, open, readlink};
 use rustix::io::Errno;
 
 use super::maps::{Maps, Vma};
-use super::{Backing, Rights, Segment, filesystem};
+use super::{Backing, Rights, Segment, Window, filesystem};
 use crate::caller::Tid;
 use crate::failure::Failure;
 
@@ -58,7 +58,7 @@ pub fn resolve(tid: Tid, vaddr: u64, size: u64, rights: Rights) -> Result<Backin
     let segments = vmas
         .iter()
         .zip(named)
-        .map(|(vma, named)| segment(vma, &range, named.open(vma, rights)?))
+        .map(|(vma, named)| segment(vma, &range, rights, named.open(vma, rights)?))
         .collect::<Result<Vec<_>, _>>()?;
     Ok(Backing { segments, rights })
 }
@@ -219,7 +219,7 @@ fn check_kind(vma: &Vma, rights: Rights) -> Result<(), Failure> {
     ))
 }
 
-fn segment(vma: &Vma, range: &Range<u64>, file: File) -> Result<Segment, Failure> {
+fn segment(vma: &Vma, range: &Range<u64>, rights: Rights, file: File) -> Result<Segment, Failure> {
     let attributes = filesystem::attributes(&file).map_err(|error| refused(vma, error))?;
     let from = vma.range.start.max(range.start);
     let to = vma.range.end.min(range.end);
@@ -227,12 +227,17 @@ fn segment(vma: &Vma, range: &Range<u64>, file: File) -> Result<Segment, Failure
     // hugetlbfs gives its page size as the block size; others give a size that needs no heed.
     let huge = filesystem::is_hugetlb(&file);
     let alignment = if huge { u64::from(attributes.stx_blksize).max(page) } else { page };
-    Ok(Segment {
-        file: Arc::new(file),
-        offset: vma.offset + (from - vma.range.start),
-        len: to - from,
-        alignment,
-    })
+    let offset = vma.offset + (from - vma.range.start);
+    let len = to - from;
+    if offset + len > attributes.stx_size.next_multiple_of(alignment) {
+        return Err(Failure::new(
+            Errno::FAULT,
+            format!("part of the {} lies behind the end of its file", vma.describe()),
+        ));
+    }
+    // Opening is not everything: a sealed memfd opens for writing and refuses to be mapped so.
+    Window::new(&file, offset, len, alignment, rights).map_err(|error| refused(vma, error))?;
+    Ok(Segment { file: Arc::new(file), offset, len, alignment })
 }
 
 fn unlisted(error: std::io::Error) -> Failure {

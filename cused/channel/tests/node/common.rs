@@ -41,6 +41,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("stop_interrupts_handlers_that_take_long", stop_interrupts),
         ("stop_is_bounded_in_time_by_leaving_stuck_handlers", stop_with_stuck),
         ("stop_frees_callers_whose_requests_are_still_queued", stop_with_queued),
+        ("stop_does_not_wait_for_reads_that_wait", stop_with_blocked_read),
+        ("stop_is_bounded_even_if_the_node_does_not_release", stop_with_stuck_release),
         ("stop_before_any_request_is_quick", stop_at_once),
     ];
     let mut trials = Vec::new();
@@ -499,6 +501,36 @@ fn stop_with_stuck(transport: Transport) {
     assert!(is_gone(errno), "{errno}");
     client.finish();
     assert_eq!(served.released(), 1);
+    // Although the thread that is stuck still has the descriptor.
+    assert!(!served.path.exists(), "the node is still there");
+}
+
+fn stop_with_blocked_read(transport: Transport) {
+    let mut served = Served::new(transport);
+    let mut client = Client::new();
+    let file = client.open(&served.path);
+    client.begin(format!("read {file} 10"));
+    assert_eq!(client.ends_within(Duration::from_millis(100)), None);
+    let begun = Instant::now();
+    served.begin_stop();
+    let ended = served.ended();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!((ended.released, ended.abandoned), (1, 0));
+    assert_eq!(client.result(), Err(libc::EINTR));
+}
+
+fn stop_with_stuck_release(transport: Transport) {
+    let options =
+        ServeOptions { stop_grace: Duration::from_millis(300), ..ServeOptions::default() };
+    let mut served = Served::with(transport, options);
+    let mut client = Client::new();
+    client.open(&served.path);
+    client.open(&served.path);
+    served.node.release_blocks.store(true, Ordering::SeqCst);
+    served.begin_stop();
+    let ended = served.ended();
+    assert_eq!((ended.released, ended.unreleased, ended.abandoned), (0, 2, 0));
+    assert!(!served.path.exists(), "the node is still there");
 }
 
 fn stop_with_queued(transport: Transport) {

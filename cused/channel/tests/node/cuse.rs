@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::time::Duration;
 
 use cuse_channel::{Channel, CuseOptions, EndReason, ServeOptions, SetupError};
 use libtest_mimic::Trial;
@@ -22,6 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("a_taken_number_is_refused", taken_number),
         ("an_abort_through_sysfs_ends_serving", abort),
         ("dropping_an_unserved_channel_removes_the_node", dropped),
+        ("close_returns_after_the_release", synchronous_release),
         ("a_name_is_free_again_after_the_end", reuse),
     ];
     let obstacle = Transport::Cuse.obstacle();
@@ -122,6 +124,16 @@ fn dropped() {
     assert!(path.exists());
     drop(channel);
     assert!(!path.exists());
+}
+
+/// Unlike that of a FUSE file, whose RELEASE the kernel sends in the background.
+fn synchronous_release() {
+    let served = Served::new(Transport::Cuse);
+    *served.node.release_takes.lock().unwrap() = Duration::from_millis(500);
+    let mut client = Client::new();
+    let file = client.open(&served.path);
+    client.value(format!("close {file}")).unwrap();
+    assert_eq!(served.released(), 1);
 }
 
 fn reuse() {

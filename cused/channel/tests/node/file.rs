@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use cuse_channel::{Channel, EndReason, FuseFileOptions, ServeOptions, SetupError};
 use libtest_mimic::Trial;
@@ -11,7 +13,10 @@ use libtest_mimic::Trial;
 use crate::client::Client;
 use crate::lab::{Served, Transport, await_that, command, unused_name};
 
-const UNPRIVILEGED: &str = "CUSE_CHANNEL_TEST_UNPRIVILEGED";
+/// What this program does instead of running trials.
+const PART: &str = "CUSE_CHANNEL_TEST_PART";
+/// Where, if that is to serve.
+const PLACE: &str = "CUSE_CHANNEL_TEST_PLACE";
 
 pub(crate) fn trials() -> Vec<Trial> {
     let tests: &[(&str, fn())] = &[
@@ -28,6 +33,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("an_unmount_from_outside_ends_serving", unmounted),
         ("an_abort_through_fusectl_ends_serving", aborted),
         ("a_mount_by_someone_else_on_top_is_left_alone", covered),
+        ("a_second_server_at_a_place_is_refused", taken),
+        ("what_a_killed_server_leaves_behind_is_cleared_away", left_behind),
         ("an_ordinary_user_can_serve_in_a_namespace", unprivileged),
         ("an_ordinary_user_outside_is_told_what_to_do", refused),
     ];
@@ -139,7 +146,7 @@ fn permissions() {
     owner.value(&open).unwrap();
     let mut other = Client::of_user(4322);
     assert_eq!(other.value(&open), Err(libc::EACCES));
-    assert_eq!(served.node.opened.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(served.node.opened.load(Ordering::SeqCst), 1);
     assert_eq!(served.node.callers.lock().unwrap()[0].uid, 4321);
     drop(other);
     owner.finish();
@@ -202,21 +209,50 @@ fn aborted() {
 }
 
 fn covered() {
-    let lower = Served::new(Transport::File);
-    let path = lower.path.clone();
-    let upper = serve_at(&path);
-    lower.stop();
-    // Still the upper one, and working.
+    let served = Served::new(Transport::File);
+    let path = served.path.clone();
+    let bind = Command::new("mount").arg("--bind").arg("/etc/passwd").arg(&path).status();
+    assert!(bind.unwrap().success());
+    served.stop();
+    assert!(!fs::read(&path).unwrap().is_empty(), "the other mount is gone");
+    for _ in 0..2 {
+        let unmounted = Command::new("umount").arg("-l").arg(&path).status();
+        assert!(unmounted.unwrap().success());
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+    fs::remove_file(&path).unwrap();
+}
+
+fn taken() {
+    let served = Served::new(Transport::File);
+    let error = Channel::fuse_file(&FuseFileOptions::new(&served.path)).unwrap_err();
+    assert!(matches!(error, SetupError::PlaceTaken(_)), "{error}");
+    let mut client = Client::new();
+    client.open(&served.path);
+}
+
+fn left_behind() {
+    let path = unused_path();
+    for _ in 0..2 {
+        let mut server = Command::new(std::env::current_exe().unwrap());
+        let mut server = server.env(PART, "serve").env(PLACE, &path).spawn().unwrap();
+        // In the second round the dead mount of the first is there, too.
+        await_that("the node", || fs::File::open(&path).is_ok() && is_mounted(&path));
+        let mut client = Client::new();
+        let file = client.open(&path);
+        server.kill().unwrap();
+        server.wait().unwrap();
+        assert!(client.value(format!("ioctl {file} {} 5", command::SAME)).is_err());
+        assert!(is_mounted(&path));
+    }
+    let served = serve_at(&path);
     let mut client = Client::new();
     let file = client.open(&path);
     assert_eq!(client.value(format!("ioctl {file} {} 5", command::SAME)), Ok(5));
     client.finish();
-    assert_eq!(upper.node.opened.load(std::sync::atomic::Ordering::SeqCst), 1);
-    upper.stop();
-    // What is left of the lower one answers that it is gone.
-    let unmounted = Command::new("umount").arg("-l").arg(&path).status();
-    assert!(unmounted.unwrap().success());
-    fs::remove_file(&path).unwrap();
+    served.stop();
+    assert!(!is_mounted(&path));
+    assert!(!path.exists());
 }
 
 /// Runs `command` as an ordinary user for whom /dev/fuse is as on most systems, and this program
@@ -230,13 +266,13 @@ fn as_ordinary_user(wrapper: &str, part: &str) -> std::process::Output {
     Command::new("unshare")
         .args(["-m", "sh", "-c", &script])
         .arg(std::env::current_exe().unwrap())
-        .env(UNPRIVILEGED, part)
+        .env(PART, part)
         .output()
         .unwrap()
 }
 
 fn unprivileged() {
-    let output = as_ordinary_user("unshare -Urm", "serve");
+    let output = as_ordinary_user("unshare -Urm", "unprivileged");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("as it should be"), "{output:?}");
 }
@@ -248,19 +284,27 @@ fn refused() {
     assert!(text.contains("run in unshare -Urm, or as root"), "{text}");
 }
 
-pub(crate) fn is_unprivileged_part() -> bool {
-    std::env::var_os(UNPRIVILEGED).is_some()
+pub(crate) fn has_part() -> bool {
+    std::env::var_os(PART).is_some()
 }
 
-/// The part of `unprivileged` and `refused` that runs as an ordinary user.
-pub(crate) fn unprivileged_part() {
+/// Plays the part of another process in a trial.
+pub(crate) fn play_part() {
     let mut options = FuseFileOptions::new("/mnt/home/node");
     options.device = "/mnt/fuse".into();
-    if std::env::var(UNPRIVILEGED).unwrap() == "refused" {
-        println!("{}", Channel::fuse_file(&options).unwrap_err());
-        return;
+    match std::env::var(PART).unwrap().as_str() {
+        "serve" => {
+            let place = PathBuf::from(std::env::var_os(PLACE).unwrap());
+            serve_at(&place).ended();
+        }
+        "refused" => println!("{}", Channel::fuse_file(&options).unwrap_err()),
+        "unprivileged" => unprivileged_part(&options),
+        part => panic!("there is no part {part}"),
     }
-    let served = Served::of(Channel::fuse_file(&options).unwrap(), ServeOptions::default());
+}
+
+fn unprivileged_part(options: &FuseFileOptions) {
+    let served = Served::of(Channel::fuse_file(options).unwrap(), ServeOptions::default());
     assert_eq!(fs::metadata(&served.path).unwrap().mode(), 0o100_600);
     let mut client = Client::new();
     let file = client.open(&served.path);
@@ -276,5 +320,23 @@ pub(crate) fn unprivileged_part() {
     let path = served.path.clone();
     assert_eq!(served.stop().released, 1);
     assert!(!path.exists());
+    unprivileged_stop_with_stuck(options);
     println!("as it should be");
+}
+
+/// Who may not abort a connection can still end it.
+fn unprivileged_stop_with_stuck(options: &FuseFileOptions) {
+    let serve = ServeOptions { stop_grace: Duration::from_secs(1), ..ServeOptions::default() };
+    let mut served = Served::of(Channel::fuse_file(options).unwrap(), serve);
+    let mut clients = [Client::new(), Client::new()];
+    let files = clients.each_mut().map(|client| client.open(&served.path));
+    clients[0].begin(format!("ioctl {} {} 0", files[0], command::BLOCK));
+    await_that("blocking", || served.node.blocked.load(Ordering::SeqCst) == 1);
+    served.begin_stop();
+    std::thread::sleep(Duration::from_millis(300));
+    clients[1].begin(format!("ioctl {} {} 0", files[1], command::SAME));
+    assert_eq!(served.ended().abandoned, 1);
+    for client in &mut clients {
+        assert_eq!(client.result(), Err(libc::ECONNABORTED));
+    }
 }

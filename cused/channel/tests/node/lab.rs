@@ -73,6 +73,9 @@ pub(crate) struct Lab {
     pub(crate) finished: AtomicUsize,
     pub(crate) open_refused: AtomicBool,
     pub(crate) open_takes: Mutex<Duration>,
+    pub(crate) release_takes: Mutex<Duration>,
+    /// Whether releasing waits for the gate.
+    pub(crate) release_blocks: AtomicBool,
     hopeless: Mutex<HashSet<u64>>,
     gate: Mutex<bool>,
     changed: Condvar,
@@ -151,6 +154,10 @@ impl Node for Lab {
     }
 
     fn release(&self, handle: u64) {
+        std::thread::sleep(*self.release_takes.lock().unwrap());
+        if self.release_blocks.load(Ordering::SeqCst) {
+            self.pass_gate();
+        }
         self.files.lock().unwrap().remove(&handle);
         self.released.lock().unwrap().push(handle);
     }

@@ -26,8 +26,8 @@ fn main() -> ExitCode {
         client::run();
         return ExitCode::SUCCESS;
     }
-    if file::is_unprivileged_part() {
-        file::unprivileged_part();
+    if file::has_part() {
+        file::play_part();
         return ExitCode::SUCCESS;
     }
     let arguments = Arguments::from_args();

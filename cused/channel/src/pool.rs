@@ -1,0 +1,331 @@
+//! Threads that read requests and have a node answer them.
+//!
+//! Owns the threads: how many there are, who may occupy one, waking and interrupting them. What
+//! a request means is [`crate::dispatch`]'s matter, beginning and end are [`crate::serve`]'s.
+//!
+//! All threads read the same descriptor and block in read(2); one that gets a request handles it
+//! itself. Whoever takes the last one away from reading starts another thread first. Thus a handler
+//! that blocks, for as long as a caller likes, delays nobody else: until the threads run out. For
+//! then there are limits, by which requests that may block are refused with EBUSY:
+//!
+//! - One handle occupies at most [`ServeOptions::per_handle_limit`] threads, and at most as many as
+//!   are left unoccupied. So one greedy handle gets a half of the threads (or its limit), two get a
+//!   third each, k of them a (k+1)th part each, and the rest stays free for others. Only when there
+//!   are about as many greedy handles as threads is nothing left for a newcomer.
+//! - The last thread never runs a handler that may block. It refuses, and goes back to reading, so
+//!   that interrupts, RELEASE and everything that does not block are always served. The system may
+//!   refuse threads before there are [`ServeOptions::max_threads`]; that changes nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::thread::Pid;
+
+use crate::answer::Link;
+use crate::dispatch::{self, Handles};
+use crate::file::FileAttributes;
+use crate::life::{EndReason, Life};
+use crate::node::{Interrupt, Node};
+use crate::serve::ServeOptions;
+use crate::slots::{Region, Slot};
+use crate::system;
+
+/// Threads that stay in read(2) when there is little to do: one to take the next request, one to
+/// take the one after that while the first is busy.
+pub(crate) const READERS_KEPT: u32 = 2;
+/// Readers beyond those stay until no thread has had to be started for this long.
+const SURPLUS_STAYS: Duration = Duration::from_secs(1);
+/// Reads that fail in a row, for reasons unknown, before serving is given up.
+const FAILURES_TOLERATED: u32 = 1000;
+
+/// What all threads use.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) link: Link,
+    pub(crate) attributes: Option<FileAttributes>,
+    pub(crate) handles: Handles,
+    region: Region,
+    workers: Box<[Worker]>,
+    pub(crate) life: Arc<Life>,
+    /// Threads that are in read(2) or on their way there.
+    readers: AtomicU32,
+    /// Threads that read, or will when they have handled what they have.
+    staying: AtomicU32,
+    /// Threads whose request may block.
+    occupied: AtomicU32,
+    begun: Instant,
+    /// When a thread was last started, in milliseconds from `begun`.
+    newest_start: AtomicU64,
+    pub(crate) signal: i32,
+    pub(crate) options: ServeOptions,
+}
+
+/// One thread, as the others see it; of the same index as its slot.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Worker {
+    phase: AtomicU32,
+    thread: AtomicU32,
+    /// The handle whose limit its request counts against, while `counted`.
+    handle: AtomicU64,
+    counted: AtomicBool,
+    /// Its request ends when something happens, which may be never: interrupted first.
+    waits: AtomicBool,
+    pub(crate) interrupt: Interrupt,
+}
+
+/// A request that may block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Occupant {
+    pub(crate) handle: u64,
+    /// Waits for something to happen, as a read does.
+    pub(crate) waits: bool,
+}
+
+/// The thread does nothing that anyone could wait for.
+const OUT: u32 = 0;
+/// The thread is in read(2), about to enter it or just back.
+const READING: u32 = 1;
+/// The thread handles a request.
+const HANDLING: u32 = 2;
+
+impl Shared {
+    /// Nothing but the memory for at most `threads` threads.
+    pub(crate) fn new(
+        link: Link,
+        attributes: Option<FileAttributes>,
+        threads: usize,
+        signal: i32,
+        options: ServeOptions,
+    ) -> Result<Self, Errno> {
+        Ok(Self {
+            link,
+            attributes,
+            handles: Handles::default(),
+            region: Region::new(threads)?,
+            workers: (0..threads).map(|_| Worker::default()).collect(),
+            life: Arc::default(),
+            readers: AtomicU32::new(0),
+            staying: AtomicU32::new(0),
+            occupied: AtomicU32::new(0),
+            begun: Instant::now(),
+            newest_start: AtomicU64::new(0),
+            signal,
+            options,
+        })
+    }
+
+    /// Takes the calling thread away from reading, to handle a request, and sees to it that another
+    /// reads, if there can be one.
+    fn stop_reading<N: Node>(self: &Arc<Self>, node: &Arc<N>) {
+        let others = self.readers.fetch_sub(1, Ordering::SeqCst) - 1;
+        if others == 0 && !self.life.is_ending() {
+            self.start_thread(node);
+        }
+    }
+
+    /// Takes the calling thread back to reading. False if there are enough readers without it.
+    fn resume_reading(&self) -> bool {
+        let mut readers = self.readers.fetch_add(1, Ordering::SeqCst) + 1;
+        while readers > READERS_KEPT && self.surplus_may_go() {
+            // In this order, so that nobody blocks while relying on this thread to read.
+            self.staying.fetch_sub(1, Ordering::SeqCst);
+            match self.readers.compare_exchange(
+                readers,
+                readers - 1,
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            ) {
+                Ok(_) => return false,
+                Err(now) => readers = now,
+            }
+            self.staying.fetch_add(1, Ordering::SeqCst);
+        }
+        true
+    }
+
+    fn surplus_may_go(&self) -> bool {
+        let age = self.milliseconds().saturating_sub(self.newest_start.load(Ordering::Relaxed));
+        age >= SURPLUS_STAYS.as_millis() as u64
+    }
+
+    fn milliseconds(&self) -> u64 {
+        self.begun.elapsed().as_millis() as u64
+    }
+
+    /// Starts a thread that reads; false if there are as many as there may be, or the system
+    /// refuses.
+    pub(crate) fn start_thread<N: Node>(self: &Arc<Self>, node: &Arc<N>) -> bool {
+        let Some(index) = self.region.claim() else { return false };
+        self.life.threads.fetch_add(1, Ordering::SeqCst);
+        self.staying.fetch_add(1, Ordering::SeqCst);
+        self.readers.fetch_add(1, Ordering::SeqCst);
+        self.newest_start.store(self.milliseconds(), Ordering::Relaxed);
+        let (shared, node) = (Arc::clone(self), Arc::clone(node));
+        let started = std::thread::Builder::new()
+            .name(format!("channel-{index}"))
+            .stack_size(self.options.stack_size)
+            .spawn(move || {
+                let life = Arc::clone(&shared.life);
+                read_and_handle(&shared, &node, index);
+                // Whoever sees the thread gone may rely on its share of these being gone, too.
+                drop((node, shared));
+                life.threads.fetch_sub(1, Ordering::SeqCst);
+                life.tell();
+            });
+        if started.is_err() {
+            drop(Slot::of_claimed(&self.region, index));
+            self.readers.fetch_sub(1, Ordering::SeqCst);
+            self.staying.fetch_sub(1, Ordering::SeqCst);
+            self.life.threads.fetch_sub(1, Ordering::SeqCst);
+        }
+        started.is_ok()
+    }
+
+    /// Whether a request that may block can occupy thread `index`. If so it counts until
+    /// [`Shared::discharge`], which is to come before its answer: whoever has an answer can ask again.
+    pub(crate) fn admit(&self, index: usize, occupant: Occupant) -> bool {
+        let worker = &self.workers[index];
+        let handle = occupant.handle;
+        worker.handle.store(handle, Ordering::Relaxed);
+        worker.waits.store(occupant.waits, Ordering::Relaxed);
+        worker.counted.store(true, Ordering::SeqCst);
+        let occupied = self.occupied.fetch_add(1, Ordering::SeqCst) + 1;
+        let another_reads = occupied < self.staying.load(Ordering::SeqCst);
+        let occupied = occupied as usize;
+        let free = self.workers.len().saturating_sub(occupied);
+        let allowed = self.options.per_handle_limit.min(free).max(1);
+        // No handle has more than all; mostly that settles it.
+        let admitted =
+            another_reads && (occupied <= allowed || self.occupied_by(handle) <= allowed);
+        if !admitted {
+            self.discharge(index);
+        }
+        admitted
+    }
+
+    /// The request of thread `index` can no longer block.
+    pub(crate) fn discharge(&self, index: usize) {
+        let worker = &self.workers[index];
+        worker.waits.store(false, Ordering::Relaxed);
+        worker.counted.store(false, Ordering::SeqCst);
+        self.occupied.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn occupied_by(&self, handle: u64) -> usize {
+        let same = |worker: &&Worker| {
+            worker.counted.load(Ordering::SeqCst) && worker.handle.load(Ordering::Relaxed) == handle
+        };
+        self.workers.iter().filter(same).count()
+    }
+
+    pub(crate) fn worker(&self, index: usize) -> &Worker {
+        &self.workers[index]
+    }
+
+    /// Sets the interrupt of the request `unique`, if some thread has it.
+    pub(crate) fn interrupt(&self, unique: u64) -> bool {
+        let mut found = false;
+        for index in self.region.holding(unique) {
+            found = true;
+            let holds = || self.region.unique(index) == unique;
+            self.workers[index].interrupt.mark(unique, holds);
+        }
+        found
+    }
+
+    /// Interrupts every read(2), or the next one: a thread announces that it reads before it looks
+    /// whether to go on, so that one which is missed here sees the end by itself.
+    pub(crate) fn wake_readers(&self) {
+        for worker in &self.workers {
+            if worker.phase.load(Ordering::SeqCst) == READING
+                && let Some(thread) = Pid::from_raw(worker.thread.load(Ordering::SeqCst) as i32)
+            {
+                system::send(self.signal, thread);
+            }
+        }
+    }
+
+    /// Interrupts handlers that have not been yet: all, or only those that wait.
+    pub(crate) fn interrupt_handlers(&self, node: &impl Node, all: bool) {
+        for (index, worker) in self.workers.iter().enumerate() {
+            let concerned = all || worker.waits.load(Ordering::Relaxed);
+            if !concerned || worker.phase.load(Ordering::SeqCst) != HANDLING {
+                continue;
+            }
+            let unique = self.region.unique(index);
+            if unique != 0 && !worker.interrupt.is_set() {
+                self.interrupt(unique);
+                dispatch::interrupted(self, node, unique);
+            }
+        }
+    }
+
+    /// Lets the callers of stuck handlers go.
+    pub(crate) fn answer_abandoned(&self) {
+        for (index, worker) in self.workers.iter().enumerate() {
+            let unique = self.region.unique(index);
+            if worker.phase.load(Ordering::SeqCst) == HANDLING && unique != 0 {
+                let _ = self.link.error(unique, Errno::CONNABORTED);
+            }
+        }
+    }
+
+    fn over(&self, errno: Errno) -> EndReason {
+        // FUSE_ABORT_ERROR is asked for: ECONNABORTED is an abort, ENODEV then an unmount. CUSE has
+        // ENODEV only, and nothing to unmount.
+        match (errno, self.attributes.is_some()) {
+            (Errno::NODEV, true) => EndReason::Unmounted,
+            _ => EndReason::Aborted,
+        }
+    }
+}
+
+/// The life of one thread.
+fn read_and_handle<N: Node>(shared: &Arc<Shared>, node: &Arc<N>, index: usize) {
+    system::only(shared.signal);
+    let worker = shared.worker(index);
+    let thread = rustix::thread::gettid().as_raw_nonzero().get();
+    worker.thread.store(thread.unsigned_abs(), Ordering::SeqCst);
+    let mut slot = Slot::of_claimed(&shared.region, index);
+    let mut failures = 0;
+    loop {
+        worker.phase.store(READING, Ordering::SeqCst);
+        if shared.life.is_ending() {
+            break;
+        }
+        match slot.receive(shared.link.device()) {
+            Ok(bytes) if !bytes.is_empty() => {
+                worker.phase.store(HANDLING, Ordering::SeqCst);
+                failures = 0;
+                shared.stop_reading(node);
+                dispatch::handle(shared, &**node, index, bytes);
+                if !shared.resume_reading() {
+                    worker.phase.store(OUT, Ordering::SeqCst);
+                    return;
+                }
+            }
+            // ENOENT: the request was taken back before it could be read.
+            Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
+            Err(errno @ (Errno::NODEV | Errno::CONNABORTED)) => {
+                shared.life.end(shared.over(errno));
+                break;
+            }
+            // Out of memory, for instance; the kernel has answered the request itself. An end of
+            // file no kernel is known to send.
+            failure => {
+                let errno = failure.err().unwrap_or(Errno::IO);
+                failures += 1;
+                if failures >= FAILURES_TOLERATED {
+                    shared.life.end(EndReason::Failed(errno));
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+    shared.readers.fetch_sub(1, Ordering::SeqCst);
+    worker.phase.store(OUT, Ordering::SeqCst);
+}
