@@ -483,6 +483,11 @@ enum Source {
 
 impl Source {
     fn vfio(tid: Tid, fd: i32, name: &str) -> Result<Self, Failure> {
+        if !vfio::available() {
+            return Err(Failure::unsupported(
+                "this host has no VFIO (IOASID_EXT_VFIO is 0); run: modprobe vfio-pci, and see ioasidctl doctor",
+            ));
+        }
         let group = vfio::Group::new(tid.descriptor(fd)?)?;
         group.check_device(name)?;
         Ok(Self::Vfio(group))
