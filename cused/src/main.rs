@@ -108,7 +108,7 @@ fn raise_limits() {
         log::warn!("the limit of open files cannot be raised: {error}");
     }
     if let Err(error) = setrlimit(Resource::Memlock, unlimited) {
-        log::info!("the limit of locked memory cannot be raised: {error}");
+        log::debug!("the limit of locked memory cannot be raised: {error}");
     }
 }
 
