@@ -10,7 +10,7 @@ use rustix::thread::futex;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EndReason {
-    /// [`Stop::stop`] was called.
+    /// [`crate::Stop::stop`] was called.
     Stopped,
     /// The FUSE file was unmounted by someone, and its last user is gone.
     Unmounted,

@@ -1,7 +1,7 @@
 //! Threads that read requests and have a node answer them.
 //!
 //! Owns the threads: how many there are, who may occupy one, waking and interrupting them. What
-//! a request means is [`crate::dispatch`]'s matter, beginning and end are [`crate::serve`]'s.
+//! a request means is [`crate::dispatch`]'s matter, beginning and end are [`mod@crate::serve`]'s.
 //!
 //! All threads read the same descriptor and block in read(2); one that gets a request handles it
 //! itself. Whoever takes the last one away from reading starts another thread first. Thus a handler
@@ -49,10 +49,8 @@ pub(crate) struct Shared {
     region: Region,
     workers: Box<[Worker]>,
     pub(crate) life: Arc<Life>,
-    /// Threads that are in read(2) or on their way there.
-    readers: AtomicU32,
-    /// Threads that read, or will when they have handled what they have.
-    staying: AtomicU32,
+    /// How many threads read or will read: see [`Counts`].
+    counts: AtomicU64,
     /// Threads whose request may block.
     occupied: AtomicU32,
     begun: Instant,
@@ -60,6 +58,25 @@ pub(crate) struct Shared {
     newest_start: AtomicU64,
     pub(crate) signal: i32,
     pub(crate) options: ServeOptions,
+}
+
+/// Two numbers that change together, in one word.
+#[derive(Clone, Copy, Debug)]
+struct Counts(u64);
+
+impl Counts {
+    /// One thread that is in read(2) or on its way there.
+    const READER: u64 = 1;
+    /// One thread that will be, when it has handled what it may have.
+    const STAYING: u64 = 1 << 32;
+
+    fn readers(self) -> u32 {
+        self.0 as u32
+    }
+
+    fn staying(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
 }
 
 /// One thread, as the others see it; of the same index as its slot.
@@ -107,8 +124,7 @@ impl Shared {
             region: Region::new(threads)?,
             workers: (0..threads).map(|_| Worker::default()).collect(),
             life: Arc::default(),
-            readers: AtomicU32::new(0),
-            staying: AtomicU32::new(0),
+            counts: AtomicU64::new(0),
             occupied: AtomicU32::new(0),
             begun: Instant::now(),
             newest_start: AtomicU64::new(0),
@@ -120,28 +136,25 @@ impl Shared {
     /// Takes the calling thread away from reading, to handle a request, and sees to it that another
     /// reads, if there can be one.
     fn stop_reading<N: Node>(self: &Arc<Self>, node: &Arc<N>) {
-        let others = self.readers.fetch_sub(1, Ordering::SeqCst) - 1;
-        if others == 0 && !self.life.is_ending() {
+        let before = Counts(self.counts.fetch_sub(Counts::READER, Ordering::SeqCst));
+        if before.readers() == 1 && !self.life.is_ending() {
             self.start_thread(node);
         }
     }
 
     /// Takes the calling thread back to reading. False if there are enough readers without it.
     fn resume_reading(&self) -> bool {
-        let mut readers = self.readers.fetch_add(1, Ordering::SeqCst) + 1;
-        while readers > READERS_KEPT && self.surplus_may_go() {
-            // In this order, so that nobody blocks while relying on this thread to read.
-            self.staying.fetch_sub(1, Ordering::SeqCst);
-            match self.readers.compare_exchange(
-                readers,
-                readers - 1,
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            ) {
+        let before = self.counts.fetch_add(Counts::READER, Ordering::SeqCst);
+        let mut now = Counts(before + Counts::READER);
+        while now.readers() > READERS_KEPT && self.surplus_may_go() {
+            // Both at once: at no moment may someone rely on this thread to read, or miss it.
+            let without = now.0 - Counts::READER - Counts::STAYING;
+            let exchange =
+                self.counts.compare_exchange(now.0, without, Ordering::SeqCst, Ordering::SeqCst);
+            match exchange {
                 Ok(_) => return false,
-                Err(now) => readers = now,
+                Err(actual) => now = Counts(actual),
             }
-            self.staying.fetch_add(1, Ordering::SeqCst);
         }
         true
     }
@@ -160,8 +173,7 @@ impl Shared {
     pub(crate) fn start_thread<N: Node>(self: &Arc<Self>, node: &Arc<N>) -> bool {
         let Some(index) = self.region.claim() else { return false };
         self.life.threads.fetch_add(1, Ordering::SeqCst);
-        self.staying.fetch_add(1, Ordering::SeqCst);
-        self.readers.fetch_add(1, Ordering::SeqCst);
+        self.counts.fetch_add(Counts::STAYING + Counts::READER, Ordering::SeqCst);
         self.newest_start.store(self.milliseconds(), Ordering::Relaxed);
         let (shared, node) = (Arc::clone(self), Arc::clone(node));
         let started = std::thread::Builder::new()
@@ -177,8 +189,7 @@ impl Shared {
             });
         if started.is_err() {
             drop(Slot::of_claimed(&self.region, index));
-            self.readers.fetch_sub(1, Ordering::SeqCst);
-            self.staying.fetch_sub(1, Ordering::SeqCst);
+            self.counts.fetch_sub(Counts::STAYING + Counts::READER, Ordering::SeqCst);
             self.life.threads.fetch_sub(1, Ordering::SeqCst);
         }
         started.is_ok()
@@ -193,7 +204,8 @@ impl Shared {
         worker.waits.store(occupant.waits, Ordering::Relaxed);
         worker.counted.store(true, Ordering::SeqCst);
         let occupied = self.occupied.fetch_add(1, Ordering::SeqCst) + 1;
-        let another_reads = occupied < self.staying.load(Ordering::SeqCst);
+        let staying = Counts(self.counts.load(Ordering::SeqCst)).staying();
+        let another_reads = occupied < staying;
         let occupied = occupied as usize;
         let free = self.workers.len().saturating_sub(occupied);
         let allowed = self.options.per_handle_limit.min(free).max(1);
@@ -326,6 +338,6 @@ fn read_and_handle<N: Node>(shared: &Arc<Shared>, node: &Arc<N>, index: usize) {
             }
         }
     }
-    shared.readers.fetch_sub(1, Ordering::SeqCst);
+    shared.counts.fetch_sub(Counts::STAYING + Counts::READER, Ordering::SeqCst);
     worker.phase.store(OUT, Ordering::SeqCst);
 }
