@@ -8,7 +8,7 @@
 //! before it changes anything. Retry is the fallback where the caller cannot be reached (it
 //! lives outside the daemon's pid namespace), and only CUSE offers it.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use cuse_channel::{Interrupt, IoVec};
 use parking_lot::Mutex;
@@ -60,7 +60,7 @@ impl From<ioasid::Error> for Stop {
 /// EINTR, dies or goes on, and whatever the read yields is thrown away. Only reads can be
 /// abandoned: afterwards the thread id may be another's, which must not be written to.
 #[derive(Debug, Default)]
-pub struct Reads(Mutex<HashSet<u64>>);
+pub struct Reads(Mutex<BTreeSet<u64>>);
 
 impl Reads {
     /// Gives up the read of request `unique`, if one is under way: its caller may be answered.
@@ -152,43 +152,35 @@ impl<'a> CallerMemory<'a> {
     /// # Errors
     /// EFAULT when any of them cannot be read.
     pub fn read(&mut self, address: u64, buffer: &mut [u8]) -> Result<(), Stop> {
-        self.read_parts(address, buffer, &mut []).map(drop)
+        self.read_some(address, buffer, buffer.len()).map(drop)
     }
 
-    /// Reads `head`, which must be readable, and as much as can be of `tail` behind it. Returns
-    /// the number of bytes read.
-    fn read_parts(
-        &mut self,
-        address: u64,
-        head: &mut [u8],
-        tail: &mut [u8],
-    ) -> Result<usize, Stop> {
-        let wanted = head.len() + tail.len();
-        if wanted == 0 {
+    /// Reads as much of `buffer` as can be read, but at least `least` bytes of it. Returns how
+    /// much was read.
+    fn read_some(&mut self, address: u64, buffer: &mut [u8], least: usize) -> Result<usize, Stop> {
+        if buffer.is_empty() {
             return Ok(0);
         }
         if !self.by_retry {
             let result = match self.tid {
-                Some(tid) => self
-                    .reads
-                    .guard(self.unique, self.interrupt, || tid.read(address, head, tail))?,
+                Some(tid) => {
+                    self.reads.guard(self.unique, self.interrupt, || tid.read(address, buffer))?
+                }
                 None => Err(Errno::PERM),
             };
             match result {
-                Ok(read) if read >= head.len() => return Ok(read),
-                Ok(_) | Err(Errno::FAULT) => return Err(unreadable(address, wanted)),
+                Ok(read) if read >= least => return Ok(read),
+                Ok(_) | Err(Errno::FAULT) => return Err(unreadable(address, buffer.len())),
                 Err(_) if self.can_retry => self.by_retry = true,
                 Err(error) => return Err(unreachable_caller(error)),
             }
         }
-        self.inputs.push(IoVec { base: address, len: wanted as u64 });
-        match self.gathered.split_at_checked(wanted) {
+        self.inputs.push(IoVec { base: address, len: buffer.len() as u64 });
+        match self.gathered.split_at_checked(buffer.len()) {
             Some((bytes, rest)) => {
-                let (first, second) = bytes.split_at(head.len());
-                head.copy_from_slice(first);
-                tail.copy_from_slice(second);
+                buffer.copy_from_slice(bytes);
                 self.gathered = rest;
-                Ok(wanted)
+                Ok(bytes.len())
             }
             None => {
                 self.gathered = &[];
@@ -260,9 +252,9 @@ impl<'a> CallerMemory<'a> {
     {
         let mut value = T::new_zeroed();
         let size = size_of::<T>();
-        let (head, tail) = value.as_mut_bytes().split_at_mut(size_of::<u32>());
-        let read = self.read_parts(address, head, tail)?;
-        let argsz = u32::from_ne_bytes(head.try_into().expect("argsz has four bytes"));
+        // A structure that the program has cut short may end where its memory does.
+        let read = self.read_some(address, value.as_mut_bytes(), size_of::<u32>())?;
+        let argsz = value.as_bytes().first_chunk().map_or(0, |first| u32::from_ne_bytes(*first));
         if (argsz as usize) < size {
             return Err(Failure::invalid(format!(
                 "argsz is {argsz}, but the structure has {size} bytes: set it to sizeof the structure"
@@ -272,7 +264,9 @@ impl<'a> CallerMemory<'a> {
         if read < size {
             return Err(unreadable(address, size));
         }
-        self.check_tail(address, size, argsz)?;
+        if argsz as usize > size {
+            self.check_tail(address, size, argsz)?;
+        }
         Ok(value)
     }
 

@@ -36,14 +36,14 @@ impl Tid {
         NixPid::from_raw(self.0.cast_signed())
     }
 
-    /// Reads the caller's memory at `address` into `head` and, right behind it, into `tail`.
-    /// Returns how many bytes were read; what lies in `head` was read when that is its length or
-    /// more, also when `tail` reaches into memory that cannot be read.
-    pub fn read(self, address: u64, head: &mut [u8], tail: &mut [u8]) -> Result<usize, Errno> {
-        let behind = address.checked_add(head.len() as u64).ok_or(Errno::FAULT)?;
-        let remote = [remote_part(address, head.len())?, remote_part(behind, tail.len())?];
-        let mut local = [IoSliceMut::new(head), IoSliceMut::new(tail)];
-        process_vm_readv(self.nix(), &mut local, &remote).map_err(errno)
+    /// Reads the caller's memory at `address`. Returns how many bytes could be read: fewer than
+    /// asked for where they reach into a page that cannot be read.
+    ///
+    /// # Errors
+    /// EFAULT when not even the first can be; ESRCH or EPERM when the caller cannot be reached.
+    pub fn read(self, address: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let remote = remote_part(address, buffer.len())?;
+        process_vm_readv(self.nix(), &mut [IoSliceMut::new(buffer)], &[remote]).map_err(errno)
     }
 
     /// Writes `bytes` to the caller's memory: all of them, or EFAULT.

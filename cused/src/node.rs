@@ -1,7 +1,7 @@
 //! The node as the kernel sees it: opens, ioctls, polls and the last close, each led to its
 //! [`Context`].
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,7 +21,7 @@ pub struct Node {
     host: Host,
     access: Access,
     reads: Reads,
-    opens: RwLock<HashMap<u64, Arc<Context>>>,
+    opens: RwLock<BTreeMap<u64, Arc<Context>>>,
     last_handle: AtomicU64,
 }
 

@@ -35,7 +35,14 @@
  *   EIO         the hardware, or the backend that drives it, failed unexpectedly
  *
  * After a failed command the context is exactly as it was before. Every failure has a
- * sentence that explains it: see IOASID_GET_ERROR.
+ * sentence that explains it: see IOASID_GET_ERROR. (Where the daemon cannot reach a program's
+ * memory, the kernel copies for it. The kernel then refuses bad pointers by itself, without a
+ * sentence, and finds that an output cannot be written only after the command was done.)
+ *
+ * If several things are wrong, the first of these is reported: the argument cannot be read or
+ * its results be written, argsz, flags and reserved fields, unknown ids, the state (no device
+ * yet, a group partly attached), the shape of a range, its place, its conflicts; and last what
+ * the memory itself is.
  *
  * Note for kernel people: ioctl numbers carry neither size nor direction, as in VFIO.
  */
@@ -373,7 +380,8 @@ struct ioasid_bind_device {
  *   EBUSY       the device is attached already, or another device of its group is attached
  *               to another IOASID
  *   EINVAL      the device's page sizes do not suit the devices, or the mappings, that the
- *               IOASID has; no IOVA is permitted for all of its devices; user_pasid without the flag, or more than 20 bits
+ *               IOASID has; no IOVA is permitted for all of its devices; user_pasid without
+ *               the flag, or with more than 20 bits
  *   EADDRINUSE  the IOASID maps IOVAs that this device cannot use
  *   ENOSPC      the device's table cannot hold as many mappings as the IOASID has
  *   EFAULT      memory that the IOASID maps cannot be pinned any more
