@@ -74,8 +74,9 @@ start_daemon() {
 		skip "there is no /dev/ioasid, and to mount another node takes root or a user namespace"
 	IOASID_NODE=$work/ioasid
 	mkfifo "$work/ready"
-	"$CUSED" --transport fuse --path "$IOASID_NODE" --simulated 4 --log-level warn --ready-fd 9 \
-		9>"$work/ready" >"$work/daemon.log" 2>&1 &
+	printf '%s' "${settings:-}" >"$work/settings.toml"
+	"$CUSED" --config "$work/settings.toml" --transport fuse --path "$IOASID_NODE" --simulated 4 \
+		--log-level warn --ready-fd 9 9>"$work/ready" >"$work/daemon.log" 2>&1 &
 	daemon=$!
 	# It writes a line once the node is there. If it ends before, this reads nothing.
 	[ -n "$(timeout 30 head -n 1 "$work/ready")" ] ||
@@ -84,7 +85,9 @@ start_daemon() {
 
 IOASIDCTL=${IOASIDCTL:-$(program ioasidctl)}
 unset IOASID_FD
-if [ -z "${IOASID_NODE:-}" ]; then
+if [ -n "${settings:-}" ]; then
+	start_daemon
+elif [ -z "${IOASID_NODE:-}" ]; then
 	IOASID_NODE=/dev/ioasid
 	[ -e "$IOASID_NODE" ] || start_daemon
 fi
