@@ -31,7 +31,7 @@ need() {
 # What building needs beyond a Rust toolchain.
 need_build_tools() {
 	command -v cargo >/dev/null || PATH=$HOME/.cargo/bin:$PATH
-	command -v cargo >/dev/null || die "cargo is missing: install a Rust toolchain (https://rustup.rs)"
+	command -v cargo >/dev/null || die "cargo is missing: install a Rust toolchain with rustup"
 	need cc=gcc c++=g++
 	[[ -e /usr/include/linux/vfio.h ]] || need linux/vfio.h=linux-libc-dev
 	[[ -e /usr/include/stdio.h ]] || need stdio.h=libc6-dev

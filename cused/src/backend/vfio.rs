@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use ioasid::{Entry, Geometry, PageSizes, Range, RangeSet};
-use rustix::fs::{FileType, Mode, OFlags, open};
+use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, open};
 use rustix::io::Errno;
 
 use crate::failure::Failure;
@@ -43,7 +43,9 @@ impl Group {
     /// # Errors
     /// EINVAL when it is no VFIO group; EOPNOTSUPP for a group without an IOMMU.
     pub fn new(fd: OwnedFd) -> Result<Self, Failure> {
-        let name = class_device(&fd, "vfio").ok_or_else(|| {
+        // A descriptor opened with O_PATH names a group and gives no right to it.
+        let is_open = fcntl_getfl(&fd).is_ok_and(|flags| !flags.contains(OFlags::PATH));
+        let name = class_device(&fd, "vfio").filter(|_| is_open).ok_or_else(|| {
             Failure::invalid(
                 "the descriptor is no VFIO group: open /dev/vfio/N, N the group number",
             )

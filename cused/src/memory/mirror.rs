@@ -167,9 +167,13 @@ fn descriptor_of(tid: Tid, vma: &Vma) -> Result<Named, Failure> {
         if check_file(tid, vma, &fd).is_err() {
             continue;
         }
-        match fcntl_getfl(&fd).map(|flags| flags & OFlags::RWMODE) {
-            Ok(OFlags::RDWR) => return Ok(Named::Descriptor(fd)),
-            Ok(OFlags::RDONLY) => read_only = Some(fd),
+        let flags = fcntl_getfl(&fd).unwrap_or(OFlags::PATH);
+        if flags.contains(OFlags::PATH) {
+            continue;
+        }
+        match flags & OFlags::RWMODE {
+            OFlags::RDWR => return Ok(Named::Descriptor(fd)),
+            OFlags::RDONLY => read_only = Some(fd),
             _ => {}
         }
     }

@@ -110,7 +110,7 @@ impl World {
             node: node.to_owned(),
             extensions: Vec::new(),
             kernel_copies,
-            no_groups: no_groups(node)?,
+            no_groups: no_groups(node, &devices)?,
             groups,
             devices,
             device: 0,
@@ -491,7 +491,7 @@ fn open_groups(devices: &[DeviceName]) -> Result<Vec<OwnedFd>> {
     Ok(groups)
 }
 
-fn no_groups(node: &Path) -> Result<Vec<(&'static str, OwnedFd)>> {
+fn no_groups(node: &Path, devices: &[DeviceName]) -> Result<Vec<(&'static str, OwnedFd)>> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let open = |path: &Path| rustix::fs::open(path, flags, Mode::empty());
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -509,6 +509,12 @@ fn no_groups(node: &Path) -> Result<Vec<(&'static str, OwnedFd)>> {
     ];
     if let Ok(container) = open(Path::new("/dev/vfio/vfio")) {
         found.push(("a VFIO container", container));
+    }
+    if let Some(DeviceName::Vfio(_, group)) = devices.first() {
+        // It names a group, but was opened without any right to it.
+        let path = format!("/dev/vfio/{group}");
+        let named = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        found.push(("a group that was only named (O_PATH)", named));
     }
     Ok(found)
 }
