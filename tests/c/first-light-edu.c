@@ -71,6 +71,35 @@ static bool reaches(const struct edu *edu, unsigned char *memory)
 	return !all_bytes_are(memory, PAGE, 0x11);
 }
 
+/*
+ * Detached, the device reaches nothing; attached to another IOASID, what that one maps; and back
+ * again, all that the first one maps.
+ */
+static void moved_and_back(int node, __u32 gpa_ioasid, const struct edu *edu,
+			   unsigned char *memory)
+{
+	unsigned char *other = shared_memory(PAGE);
+	__u32 other_ioasid = alloc_ioasid(node);
+
+	load_buffer(edu, memory, 0xaa);
+	detach(node, edu->id, gpa_ioasid);
+	if (reaches(edu, memory))
+		die("the detached device still reaches the memory");
+	attach(node, edu->id, other_ioasid);
+	map(node, other_ioasid, GPA, other, PAGE, MAP_BOTH);
+	if (!reaches(edu, other))
+		die("the device does not reach what its new IOASID maps");
+	if (!all_bytes_are(memory, PAGE, 0x11))
+		die("the device still reaches what its old IOASID maps");
+	detach(node, edu->id, other_ioasid);
+	free_ioasid(node, other_ioasid);
+	attach(node, edu->id, gpa_ioasid);
+	if (!reaches(edu, memory))
+		die("back at its IOASID, the device does not reach the memory");
+	both_directions(edu, memory);
+	ok("moved to another IOASID and back, it reaches what that IOASID maps and nothing else");
+}
+
 static void after_the_unmap(int node, __u32 gpa_ioasid, const struct edu *edu,
 			    unsigned char *memory)
 {
@@ -157,6 +186,7 @@ int main(int argc, char **argv)
 		close_midway(ioasid_fd, &edu, memory);
 		return 0;
 	}
+	moved_and_back(ioasid_fd, gpa_ioasid, &edu, memory);
 	after_the_unmap(ioasid_fd, gpa_ioasid, &edu, memory);
 
 	/* The registers and the device go first: a device in use stays bound */
