@@ -42,7 +42,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         let root = "needs root: the mounts and users that it plays with are root's to make";
         let not_root = !rustix::process::geteuid().is_root();
         let general = Transport::File.obstacle().or_else(|| not_root.then(|| root.to_owned()));
-        general.or_else(|| (name.contains("fusectl")).then(no_fusectl).flatten())
+        general
+            .or_else(|| name.contains("fusectl").then(no_fusectl).flatten())
+            .or_else(|| name.contains("namespace").then(no_namespaces).flatten())
     };
     tests
         .iter()
@@ -58,6 +60,15 @@ fn no_fusectl() -> Option<String> {
         rustix::mount::mount("none", place, "fusectl", flags, None).unwrap();
     }
     (!is_mounted(Path::new(place))).then(|| "fusectl is not mounted".to_owned())
+}
+
+/// Why an ordinary user can have no namespaces of his own: some hosts forbid them, and in a chroot
+/// the kernel does.
+fn no_namespaces() -> Option<String> {
+    let mut unshare = Command::new("setpriv");
+    unshare.args(["--reuid", "4321", "--clear-groups", "unshare", "-Urm", "true"]);
+    let allowed = unshare.output().is_ok_and(|output| output.status.success());
+    (!allowed).then(|| "user namespaces are forbidden here".to_owned())
 }
 
 fn unused_path() -> PathBuf {
