@@ -6,7 +6,12 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 
 # One line of progress, on standard error, with the minutes since the script began.
-say() { printf '\033[1m[%d:%02d]\033[0m %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*" >&2; }
+say() {
+	local mark='[%d:%02d]'
+	[[ ! -t 2 ]] || mark='\033[1m[%d:%02d]\033[0m'
+	# shellcheck disable=SC2059 # the mark is a format
+	printf "$mark %s\n" $((SECONDS / 60)) $((SECONDS % 60)) "$*" >&2
+}
 
 die() {
 	printf '%s: %s\n' "${0##*/}" "$*" >&2
