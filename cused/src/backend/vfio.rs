@@ -111,13 +111,35 @@ fn class_device(fd: &OwnedFd, class: &str) -> Option<String> {
     (subsystem.file_name()? == class).then(|| link.file_name()?.to_str().map(str::to_owned))?
 }
 
-/// A group in a container of its own.
-///
-/// Dropping it unmaps everything and lets the group go.
+/// A group inside a container. Dropping it unmaps everything and lets the group go.
+#[derive(Debug)]
+struct Membership {
+    container: OwnedFd,
+    group: Group,
+}
+
+impl Membership {
+    fn new(container: OwnedFd, group: Group) -> Result<Self, Failure> {
+        match ioctl::set_container(&group.fd, &container) {
+            Ok(()) => Ok(Self { container, group }),
+            Err(error) => Err(refuse_container(&group, error)),
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        // The program may still hold the group or a device, and with it the container; so what
+        // is mapped must go now and not with the last descriptor. Errors mean that it is gone.
+        let _ = ioctl::unmap_all(&self.container);
+        let _ = ioctl::unset_container(&self.group.fd);
+    }
+}
+
+/// A group in a container of its own, ready to map.
 #[derive(Debug)]
 pub struct Container {
-    fd: OwnedFd,
-    group: Group,
+    membership: Membership,
     geometry: Geometry,
 }
 
@@ -134,27 +156,14 @@ impl Container {
                 "{CONTAINER_NODE} cannot be opened: {error}; run: modprobe vfio-pci"
             ))
         })?;
-        ioctl::set_container(&group.fd, &fd).map_err(|error| refuse_container(&group, error))?;
-        let enabled = enable(&fd, group.number);
-        let nothing =
-            Geometry { pgsizes: PageSizes(0), permitted: RangeSet::default(), max_mappings: 0 };
-        let (geometry, error) = match enabled {
-            Ok(geometry) => (geometry, None),
-            Err(error) => (nothing, Some(error)),
-        };
-        // From here on the value's drop takes the group out of the container again.
-        let container = Self { fd, group, geometry };
-        error.map_or(Ok(container), Err)
+        let membership = Membership::new(fd, group)?;
+        let geometry = enable(&membership.container, membership.group.number)?;
+        Ok(Self { membership, geometry })
     }
 
     /// What the container can hold.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
-    }
-
-    /// The group in it.
-    pub fn group(&self) -> &Group {
-        &self.group
     }
 
     /// Whether the group can be let go: no device descriptor of it, nor a mapping of a device's
@@ -163,12 +172,13 @@ impl Container {
     /// # Errors
     /// EBUSY.
     pub fn detach_group(&mut self) -> Result<(), Failure> {
-        ioctl::unset_container(&self.group.fd).map_err(|error| match error {
+        let group = &self.membership.group;
+        ioctl::unset_container(&group.fd).map_err(|error| match error {
             Errno::BUSY => Failure::new(
                 Errno::BUSY,
                 format!(
                     "a device of group {} is still open: close its descriptor and unmap its registers first",
-                    self.group.number
+                    group.number
                 ),
             ),
             other => unexpected("VFIO_GROUP_UNSET_CONTAINER", other),
@@ -183,7 +193,7 @@ impl Container {
         let &Entry { iova, size, prot, offset, .. } = entry;
         let mut done = 0;
         let result = memory.visit(offset..offset + size, |position, window| {
-            ioctl::map_dma(&self.fd, iova + position, window, prot)?;
+            ioctl::map_dma(&self.membership.container, iova + position, window, prot)?;
             done = position + window.len();
             Ok::<_, Errno>(())
         });
@@ -191,7 +201,7 @@ impl Container {
             if done > 0 {
                 // What was mapped a moment ago can be unmapped; if not, the release of the
                 // container will.
-                let _ = ioctl::unmap_dma(&self.fd, iova, done);
+                let _ = ioctl::unmap_dma(&self.membership.container, iova, done);
             }
             refuse_map(iova, size, error)
         })
@@ -202,7 +212,7 @@ impl Container {
     /// # Errors
     /// EIO when the kernel refuses.
     pub fn unmap(&mut self, iova: u64, size: u64) -> Result<(), Failure> {
-        ioctl::unmap_dma(&self.fd, iova, size)
+        ioctl::unmap_dma(&self.membership.container, iova, size)
             .map(drop)
             .map_err(|error| unexpected("VFIO_IOMMU_UNMAP_DMA", error))
     }
@@ -212,16 +222,8 @@ impl Container {
     /// # Errors
     /// EIO when the kernel refuses.
     pub fn clear(&mut self) -> Result<(), Failure> {
-        ioctl::unmap_all(&self.fd).map_err(|error| unexpected("VFIO_IOMMU_UNMAP_DMA (all)", error))
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        // The program may still hold the group or a device, and with it the container; so what
-        // is mapped must go now and not with the last descriptor. Errors mean that it is gone.
-        let _ = ioctl::unmap_all(&self.fd);
-        let _ = ioctl::unset_container(&self.group.fd);
+        ioctl::unmap_all(&self.membership.container)
+            .map_err(|error| unexpected("VFIO_IOMMU_UNMAP_DMA (all)", error))
     }
 }
 
