@@ -335,3 +335,111 @@ fn unreachable_caller(error: Errno) -> Stop {
     )
     .into()
 }
+
+#[cfg(test)]
+mod tests {
+    use cuse_channel::{Caller, Ioctl, Responder};
+    use ioasid_uapi::UnmapDma;
+
+    use super::*;
+
+    const ADDRESS: u64 = 0x1000;
+
+    /// Has `use_memory` use the memory of a call by RETRY in which the kernel has gathered `input`.
+    fn by_retry<T>(
+        input: &[u8],
+        output_size: usize,
+        use_memory: impl FnOnce(&mut CallerMemory<'_>) -> T,
+    ) -> (T, Vec<IoVec>, Vec<IoVec>) {
+        let (interrupt, responder, reads) =
+            (Interrupt::new(), Responder::detached(), Reads::default());
+        let call = Ioctl::detached(0, ADDRESS, &interrupt, &responder);
+        let request = Ioctl { unrestricted: true, input, output_size, ..call };
+        let mut memory = CallerMemory::new(&request, Access::Retry, &reads);
+        let result = use_memory(&mut memory);
+        let (inputs, outputs) = memory.wanted();
+        (result, inputs, outputs)
+    }
+
+    /// Reads a structure of this process itself, directly.
+    fn directly(address: u64, interrupted: bool) -> Result<UnmapDma, Stop> {
+        let (interrupt, responder, reads) =
+            (Interrupt::new(), Responder::detached(), Reads::default());
+        if interrupted {
+            interrupt.set();
+        }
+        let caller = Caller { tid: std::process::id(), ..Caller::default() };
+        let request = Ioctl { caller, ..Ioctl::detached(0, address, &interrupt, &responder) };
+        let result = CallerMemory::new(&request, Access::Direct, &reads).structure(address);
+        assert!(reads.0.lock().is_empty(), "a read is still noted as under way");
+        result
+    }
+
+    fn errno<T: std::fmt::Debug>(result: Result<T, Stop>) -> Errno {
+        match result {
+            Err(Stop::Refuse(failure)) => failure.errno,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const SIZE: u64 = UnmapDma::ARGSZ as u64;
+
+    #[test]
+    fn by_retry_one_more_round_gathers_the_input_and_makes_room_for_the_output() {
+        let exchange = |memory: &mut CallerMemory<'_>| {
+            let (unmap, output) = memory.exchange::<UnmapDma>(ADDRESS)?;
+            memory.ready()?;
+            memory.write(output, unmap.as_bytes())?;
+            Ok(unmap)
+        };
+        let (result, inputs, outputs) = by_retry(&[], 0, exchange);
+        assert_eq!(result, Err(Stop::Retry));
+        assert_eq!(inputs, [IoVec { base: ADDRESS, len: SIZE }]);
+        assert_eq!(outputs, inputs);
+        let sent = UnmapDma { argsz: UnmapDma::ARGSZ, size: 7, ..UnmapDma::default() };
+        let (result, ..) = by_retry(sent.as_bytes(), SIZE as usize, exchange);
+        assert_eq!(result, Ok(sent));
+    }
+
+    #[test]
+    fn by_retry_a_longer_structure_takes_another_round_for_its_tail() {
+        let read = |memory: &mut CallerMemory<'_>| memory.structure::<UnmapDma>(ADDRESS);
+        let sent = UnmapDma { argsz: UnmapDma::ARGSZ + 4, ..UnmapDma::default() };
+        let (result, inputs, _) = by_retry(sent.as_bytes(), 0, read);
+        assert_eq!(result, Err(Stop::Retry));
+        assert_eq!(inputs[1], IoVec { base: ADDRESS + SIZE, len: 4 });
+        let with_tail = |tail: [u8; 4]| [sent.as_bytes(), &tail].concat();
+        assert_eq!(by_retry(&with_tail([0; 4]), 0, read).0, Ok(sent));
+        assert_eq!(errno(by_retry(&with_tail([0, 0, 0, 1]), 0, read).0), Errno::TOOBIG);
+    }
+
+    #[test]
+    fn directly_argsz_decides_what_the_structure_is() {
+        let structure = |argsz| UnmapDma { argsz, ..UnmapDma::default() };
+        let address = |structure: &UnmapDma| std::ptr::from_ref(structure).addr() as u64;
+        let good = structure(UnmapDma::ARGSZ);
+        assert_eq!(directly(address(&good), false), Ok(good));
+        let short = structure(UnmapDma::ARGSZ - 1);
+        assert_eq!(errno(directly(address(&short), false)), Errno::INVAL);
+        let long = structure(ioasid_uapi::ARGSZ_MAX + 1);
+        assert_eq!(errno(directly(address(&long), false)), Errno::TOOBIG);
+        assert_eq!(errno(directly(0, false)), Errno::FAULT);
+    }
+
+    #[test]
+    fn a_signal_that_is_there_already_ends_the_call_before_it_reads() {
+        let good = UnmapDma { argsz: UnmapDma::ARGSZ, ..UnmapDma::default() };
+        let address = std::ptr::from_ref(&good).addr() as u64;
+        assert_eq!(errno(directly(address, true)), Errno::INTR);
+    }
+
+    #[test]
+    fn a_read_can_be_abandoned_once_and_only_while_it_lasts() {
+        let reads = Reads::default();
+        assert!(!reads.abandon(4));
+        let result = reads.guard(4, &Interrupt::new(), || reads.abandon(4));
+        assert_eq!(result, Err(Stop::Abandoned));
+        assert_eq!(reads.guard(6, &Interrupt::new(), || 1), Ok(1));
+        assert!(!reads.abandon(6));
+    }
+}
