@@ -79,7 +79,7 @@ impl Reads {
         // seen here.
         if interrupt.is_set() {
             return Err(match self.abandon(unique) {
-                true => Failure::new(Errno::INTR, "a signal arrived; nothing was changed").into(),
+                true => Failure::interrupted().into(),
                 false => Stop::Abandoned,
             });
         }
@@ -211,14 +211,20 @@ impl<'a> CallerMemory<'a> {
     /// Checks that an output can be written, by writing to it what it holds: for commands that
     /// change something and then report it, so that a bad pointer is noticed before the change.
     /// (By retry the kernel copies after the answer, and nothing can be checked beforehand.)
-    pub fn check_writable(&self, output: Output, holds: &[u8]) -> Result<(), Stop> {
-        let IoVec { base, .. } = self.outputs[output.0];
-        match self.tid {
-            Some(tid) if !self.by_retry => {
-                tid.write(base, holds).map_err(|_| unwritable(base, holds.len()))
-            }
-            _ => Ok(()),
+    pub fn check_writable(&self, output: Output, holds: &[u8]) -> Result<(), Failure> {
+        if self.by_retry {
+            return Ok(());
         }
+        self.write_directly(self.outputs[output.0].base, holds)
+    }
+
+    fn write_directly(&self, address: u64, bytes: &[u8]) -> Result<(), Failure> {
+        let written = self.tid.ok_or(Errno::FAULT).and_then(|tid| tid.write(address, bytes));
+        written.map_err(|_| {
+            let len = bytes.len();
+            let what = format!("the {len} bytes at {address:#x} of the program cannot be written");
+            Failure::new(Errno::FAULT, what)
+        })
     }
 
     /// Writes a result. Outputs are written in the order in which they were reserved; each once.
@@ -237,11 +243,7 @@ impl<'a> CallerMemory<'a> {
             self.written.extend_from_slice(bytes);
             return Ok(());
         }
-        match self.tid {
-            Some(tid) => tid.write(base, bytes).map_err(|_| Errno::FAULT),
-            None => Err(Errno::FAULT),
-        }
-        .map_err(|_| Failure::new(Errno::FAULT, unwritable_sentence(base, bytes.len())))
+        self.write_directly(base, bytes)
     }
 
     /// Reads a structure that begins with `argsz`, by the rules of the header: shorter than the
@@ -315,14 +317,6 @@ impl<'a> CallerMemory<'a> {
 fn unreadable(address: u64, len: usize) -> Stop {
     let sentence = format!("the {len} bytes at {address:#x} of the program cannot be read");
     Failure::new(Errno::FAULT, sentence).into()
-}
-
-fn unwritable(address: u64, len: usize) -> Stop {
-    Failure::new(Errno::FAULT, unwritable_sentence(address, len)).into()
-}
-
-fn unwritable_sentence(address: u64, len: usize) -> String {
-    format!("the {len} bytes at {address:#x} of the program cannot be written")
 }
 
 fn unreachable_caller(error: Errno) -> Stop {

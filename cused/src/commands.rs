@@ -332,7 +332,7 @@ impl Command<'_, '_> {
                 );
             }
         };
-        self.simulated_group(DeviceId(dma.device))?;
+        self.check_simulated(DeviceId(dma.device))?;
         if dma.size == 0 || dma.size > uapi::SIM_DMA_MAX {
             return refuse_invalid("size must be 1 to IOASID_SIM_DMA_MAX");
         }
@@ -374,11 +374,10 @@ impl Command<'_, '_> {
         }
     }
 
-    fn simulated_group(&self, device: DeviceId) -> Result<GroupId, Stop> {
+    fn check_simulated(&self, device: DeviceId) -> Result<(), Stop> {
         let state = self.context.state.lock();
-        let info = state.engine.device_info(device)?;
-        match info.simulated {
-            true => Ok(info.group),
+        match state.engine.device_info(device)?.simulated {
+            true => Ok(()),
             false => Err(not_simulated(device).into()),
         }
     }
@@ -396,7 +395,7 @@ impl Command<'_, '_> {
     /// Lets a signal end the command while nothing has been changed.
     fn check_interrupt(&self) -> Result<(), Failure> {
         match self.interrupt.is_set() {
-            true => Err(Failure::new(Errno::INTR, "a signal arrived; nothing was changed")),
+            true => Err(Failure::interrupted()),
             false => Ok(()),
         }
     }

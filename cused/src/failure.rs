@@ -28,6 +28,11 @@ impl Failure {
         Self::new(Errno::OPNOTSUPP, sentence)
     }
 
+    /// A signal waits for the caller, who has lost nothing by it.
+    pub fn interrupted() -> Self {
+        Self::new(Errno::INTR, "a signal arrived; nothing was changed")
+    }
+
     /// The request is malformed.
     pub fn invalid(sentence: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Errno::INVAL, sentence)

@@ -21,7 +21,6 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
-use std::sync::Arc;
 
 use rustix::fd::{AsRawFd as _, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, open, readlink};
@@ -76,13 +75,8 @@ impl Named {
         match self {
             Self::Path(fd) => reopen(&fd, vma, rights),
             Self::Descriptor(fd) => {
-                let access = fcntl_getfl(&fd).map_err(|error| refused(vma, error))?;
-                let enough = match rights {
-                    Rights::ReadOnly => OFlags::RDONLY,
-                    Rights::ReadWrite => OFlags::RDWR,
-                };
-                let access = access & OFlags::RWMODE;
-                match access == OFlags::RDWR || access == enough {
+                let flags = fcntl_getfl(&fd).map_err(|error| refused(vma, error))?;
+                match [rights.open_flags(), OFlags::RDWR].contains(&(flags & OFlags::RWMODE)) {
                     true => Ok(fd.into()),
                     false => Err(refused(vma, Errno::PERM)),
                 }
@@ -92,12 +86,8 @@ impl Named {
 }
 
 fn reopen(fd: &OwnedFd, vma: &Vma, rights: Rights) -> Result<File, Failure> {
-    let access = match rights {
-        Rights::ReadOnly => OFlags::RDONLY,
-        Rights::ReadWrite => OFlags::RDWR,
-    };
     // NONBLOCK: a lease that the caller took on the file must not make us wait.
-    let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let flags = rights.open_flags() | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let fd = open(path, flags, Mode::empty()).map_err(|error| refused(vma, error))?;
     Ok(fd.into())
@@ -241,7 +231,7 @@ fn segment(vma: &Vma, range: &Range<u64>, rights: Rights, file: File) -> Result<
     }
     // Opening is not everything: a sealed memfd opens for writing and refuses to be mapped so.
     Window::new(&file, offset, len, alignment, rights).map_err(|error| refused(vma, error))?;
-    Ok(Segment { file: Arc::new(file), offset, len, alignment })
+    Ok(Segment { file, offset, len, alignment })
 }
 
 fn unlisted(error: std::io::Error) -> Failure {

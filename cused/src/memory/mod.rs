@@ -14,8 +14,8 @@ mod window;
 
 use std::fs::File;
 use std::ops::Range;
-use std::sync::Arc;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 pub use filesystem::attributes;
@@ -30,10 +30,20 @@ pub enum Rights {
     ReadWrite,
 }
 
+impl Rights {
+    /// How a file must be open to give these rights.
+    fn open_flags(self) -> OFlags {
+        match self {
+            Self::ReadOnly => OFlags::RDONLY,
+            Self::ReadWrite => OFlags::RDWR,
+        }
+    }
+}
+
 /// A piece of a file that stands behind a piece of a mapping.
 #[derive(Debug)]
 struct Segment {
-    file: Arc<File>,
+    file: File,
     /// Where the piece begins in the file, bytes.
     offset: u64,
     /// Its length, bytes.

@@ -15,7 +15,8 @@ use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode, opcode};
 use vfio_bindings::bindings::vfio::{
     VFIO_BASE, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL,
     VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_INFO_PGSIZES, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE,
-    VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE, VFIO_TYPE1v2_IOMMU,
+    VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE, VFIO_TYPE1v2_IOMMU, vfio_iommu_type1_dma_map,
+    vfio_iommu_type1_dma_unmap,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -94,17 +95,6 @@ pub(super) fn set_type1v2(container: &OwnedFd) -> Result<(), Errno> {
     unsafe { ioctl::ioctl(container, Number(SET_IOMMU, VFIO_TYPE1v2_IOMMU as usize)) }
 }
 
-/// struct vfio_iommu_type1_dma_map.
-#[derive(IntoBytes, Immutable)]
-#[repr(C)]
-struct DmaMap {
-    argsz: u32,
-    flags: u32,
-    vaddr: u64,
-    iova: u64,
-    size: u64,
-}
-
 /// VFIO_IOMMU_MAP_DMA of a whole window.
 pub(super) fn map_dma(
     container: &OwnedFd,
@@ -119,35 +109,28 @@ pub(super) fn map_dma(
     if prot.write {
         flags |= VFIO_DMA_MAP_FLAG_WRITE;
     }
-    let argsz = size_of::<DmaMap>() as u32;
-    let mut map = DmaMap { argsz, flags, vaddr: window.address(), iova, size: window.len() };
+    let argsz = size_of::<vfio_iommu_type1_dma_map>() as u32;
+    let (vaddr, size) = (window.address(), window.len());
+    let mut map = vfio_iommu_type1_dma_map { argsz, flags, vaddr, iova, size };
     // SAFETY: the argument is the structure of this command with its true size, and lives
     // through the call. The memory at vaddr is only pinned: Rust has no reference to it.
     unsafe { ioctl::ioctl(container, Command(IOMMU_MAP_DMA, &mut map)) }
 }
 
-/// struct vfio_iommu_type1_dma_unmap, without a bitmap.
-#[derive(IntoBytes, Immutable)]
-#[repr(C)]
-struct DmaUnmap {
-    argsz: u32,
-    flags: u32,
-    iova: u64,
-    size: u64,
-}
-
 /// VFIO_IOMMU_UNMAP_DMA of a range. Returns how many bytes were mapped there.
 pub(super) fn unmap_dma(container: &OwnedFd, iova: u64, size: u64) -> Result<u64, Errno> {
-    unmap(container, DmaUnmap { argsz: size_of::<DmaUnmap>() as u32, flags: 0, iova, size })
+    unmap(container, 0, iova, size)
 }
 
 /// VFIO_IOMMU_UNMAP_DMA of everything.
 pub(super) fn unmap_all(container: &OwnedFd) -> Result<(), Errno> {
-    let argsz = size_of::<DmaUnmap>() as u32;
-    unmap(container, DmaUnmap { argsz, flags: VFIO_DMA_UNMAP_FLAG_ALL, iova: 0, size: 0 }).map(drop)
+    unmap(container, VFIO_DMA_UNMAP_FLAG_ALL, 0, 0).map(drop)
 }
 
-fn unmap(container: &OwnedFd, mut unmap: DmaUnmap) -> Result<u64, Errno> {
+fn unmap(container: &OwnedFd, flags: u32, iova: u64, size: u64) -> Result<u64, Errno> {
+    let argsz = size_of::<vfio_iommu_type1_dma_unmap>() as u32;
+    // `data`, of no size here, is for a bitmap that no flag asks for.
+    let mut unmap = vfio_iommu_type1_dma_unmap { argsz, flags, iova, size, ..Default::default() };
     // SAFETY: the argument is the structure of this command with its true size, and lives
     // through the call; the kernel writes its size field.
     unsafe { ioctl::ioctl(container, Command(IOMMU_UNMAP_DMA, &mut unmap))? };
