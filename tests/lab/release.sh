@@ -17,29 +17,11 @@ programs (default: target/c).
 END
 }
 
-if (($# != 4)); then
-	usage >&2
-	exit 2
-fi
-node=$1 address=$2 group=$3 daemon=$4
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
-programs=${C_PROGRAMS:-$root/target/c}
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 held='' out=$(mktemp)
 trap '[[ -z $held ]] || kill -KILL "$held" 2>/dev/null || true; rm -f "$out"' EXIT
 
-ok() { echo "ok: $*"; }
-die() {
-	echo "release.sh: $*" >&2
-	exit 1
-}
-
 # ---------------------------------------------------------------- what there is
-
-# Pages pinned for devices, on the whole machine.
-pinned() {
-	awk '/^nr_foll_pin_acquired / { n += $2 } /^nr_foll_pin_released / { n -= $2 } END { print n + 0 }' \
-		/proc/vmstat
-}
 
 # Memory that is locked on the daemon's account, kB.
 locked() { awk '/^VmLck:/ { print $2 }' "/proc/$daemon/status"; }

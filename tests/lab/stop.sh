@@ -15,18 +15,7 @@ programs (default: target/c).
 END
 }
 
-if (($# != 4)); then
-	usage >&2
-	exit 2
-fi
-node=$1 address=$2 group=$3 daemon=$4
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
-programs=${C_PROGRAMS:-$root/target/c}
-
-die() {
-	echo "stop.sh: $*" >&2
-	exit 1
-}
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 # await SECONDS WHAT COMMAND...: until the command succeeds.
 await() {
@@ -38,11 +27,6 @@ await() {
 	done
 }
 
-# Pages pinned for devices, on the whole machine.
-pinned() {
-	awk '/^nr_foll_pin_acquired / { n += $2 } /^nr_foll_pin_released / { n -= $2 } END { print n + 0 }' \
-		/proc/vmstat
-}
 nothing_pinned() { (($(pinned) == 0)); }
 something_pinned() { (($(pinned) > 0)); }
 
@@ -61,9 +45,9 @@ await 10 "the daemon is still there after 10 s" ended
 [[ ! -e $node ]] || die "$node is still there"
 await 5 "pages are still pinned: $(pinned)" nothing_pinned
 kill -0 "$program" || die "the program was ended, too"
-echo "ok: the daemon has ended, its node is gone, nothing is pinned; the program lives"
+ok "the daemon has ended, its node is gone, nothing is pinned; the program lives"
 
 kill -KILL "$program"
 wait "$program" 2>/dev/null || true
 await 10 "the group is still taken" "$programs/group-free" "$group"
-echo "ok: with the program gone, the group is free"
+ok "with the program gone, the group is free"
