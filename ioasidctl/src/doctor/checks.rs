@@ -419,20 +419,20 @@ fn yama(host: &Host) -> Finding {
 fn node_findings(host: &Host, node: &Path, daemon: &Daemon, hardware: bool) -> Vec<Finding> {
     const TOPIC: &str = "node";
     let name = node.display();
-    let service = Service(node);
+    let launch = Launch(node);
     // To look at a file whose daemon hangs would be to hang too.
     if matches!(daemon, Daemon::Hangs) {
-        return vec![daemon_finding(daemon, &service, hardware)];
+        return vec![daemon_finding(daemon, &launch, hardware)];
     }
     if !host.exists(node) {
         // A FUSE file whose daemon is gone is there, but cannot be looked at.
         if let Daemon::Fails(why) = daemon
             && !why.contains("ENOENT")
         {
-            return vec![finding(TOPIC, Level::Problem, why).mend(&service.restart())];
+            return vec![finding(TOPIC, Level::Problem, why).mend(&launch.restart())];
         }
         let text = format!("there is no {name}: the daemon does not run");
-        return vec![finding(TOPIC, Level::Problem, text).mend(&service.start())];
+        return vec![finding(TOPIC, Level::Problem, text).mend(&launch.start())];
     }
     if !host.accessible(node) {
         let text = format!("{name} is there, but you may not open it");
@@ -446,53 +446,49 @@ fn node_findings(host: &Host, node: &Path, daemon: &Daemon, hardware: bool) -> V
         return vec![finding(TOPIC, Level::Problem, text).mend(&mend)];
     }
     let present = finding(TOPIC, Level::Ok, format!("{name} is there, and you may open it"));
-    vec![present, daemon_finding(daemon, &service, hardware)]
+    vec![present, daemon_finding(daemon, &launch, hardware)]
 }
 
-/// How the daemon of a node is started: the usual node's is a service, any other somebody's own.
-struct Service<'a>(&'a Path);
+/// How the daemon of a node is started: for the usual node its defaults do, any other is somebody's
+/// own.
+struct Launch<'a>(&'a Path);
 
-impl Service<'_> {
+impl Launch<'_> {
     fn is_system(&self) -> bool {
         self.0 == Path::new("/dev/ioasid")
     }
 
     fn start(&self) -> Vec<String> {
         match self.is_system() {
-            true => vec!["systemctl start cused".into()],
+            true => vec!["cused".into()],
             false => vec![format!("cused --transport fuse --path {}", self.0.display())],
         }
     }
 
     fn restart(&self) -> Vec<String> {
-        match self.is_system() {
-            true => vec!["systemctl restart cused".into(), "journalctl -u cused -n 50".into()],
-            false => {
-                let mut lines = vec![
-                    "# end the daemon if it still runs; then:".to_owned(),
-                    format!("umount {}", self.0.display()),
-                ];
-                lines.extend(self.start());
-                lines
-            }
+        let mut lines = vec!["# end the daemon if it still runs; then:".to_owned()];
+        if !self.is_system() {
+            lines.push(format!("umount {}", self.0.display()));
         }
+        lines.extend(self.start());
+        lines
     }
 }
 
 /// What the daemon says; `hardware` is whether this host could serve VFIO devices.
-fn daemon_finding(daemon: &Daemon, service: &Service<'_>, hardware: bool) -> Finding {
+fn daemon_finding(daemon: &Daemon, launch: &Launch<'_>, hardware: bool) -> Finding {
     const TOPIC: &str = "daemon";
     match daemon {
         Daemon::NotAsked => finding(TOPIC, Level::Ok, "not asked"),
-        Daemon::Fails(why) => finding(TOPIC, Level::Problem, why).mend(&service.restart()),
+        Daemon::Fails(why) => finding(TOPIC, Level::Problem, why).mend(&launch.restart()),
         Daemon::Hangs => {
-            finding(TOPIC, Level::Problem, "it runs, but does not answer").mend(&service.restart())
+            finding(TOPIC, Level::Problem, "it runs, but does not answer").mend(&launch.restart())
         }
-        Daemon::Answers(extensions) => answers(extensions, service, hardware),
+        Daemon::Answers(extensions) => answers(extensions, launch, hardware),
     }
 }
 
-fn answers(extensions: &BTreeMap<String, u64>, service: &Service<'_>, hardware: bool) -> Finding {
+fn answers(extensions: &BTreeMap<String, u64>, launch: &Launch<'_>, hardware: bool) -> Finding {
     const TOPIC: &str = "daemon";
     let has = |name: &str| extensions.get(name) == Some(&1);
     let list = |wanted: bool| -> String {
@@ -503,11 +499,11 @@ fn answers(extensions: &BTreeMap<String, u64>, service: &Service<'_>, hardware: 
     let text = format!("it answers; it has {}; it has not {}", list(true), list(false));
     if !has("VFIO") && !has("SIMULATED") {
         let text = format!("{text}: no device of any kind can be bound");
-        return finding(TOPIC, Level::Problem, text).mend(&service.restart());
+        return finding(TOPIC, Level::Problem, text).mend(&launch.restart());
     }
     if !has("VFIO") && hardware {
         let text = format!("{text}: it serves no VFIO devices, though this host could");
-        return finding(TOPIC, Level::Warning, text).mend(&service.restart());
+        return finding(TOPIC, Level::Warning, text).mend(&launch.restart());
     }
     finding(TOPIC, Level::Ok, text)
 }
