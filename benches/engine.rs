@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use ioasid::{
-    Bind, Context, Cookie, Entry, Geometry, GroupId, Hardware, Ioasid, Limits, Map, MemoryId,
-    PageSizes, Plan, Prot, Range, Unmap,
+    Bind, Context, Cookie, Entry, Geometry, GroupId, Hardware, Ioasid, Limits, Map, MapKind,
+    MemoryId, Owner, PageSizes, Plan, Prot, Range, Unmap,
 };
 
 const PAGE: u64 = 0x1000;
@@ -95,7 +95,8 @@ fn execute(context: &mut Context, plan: Plan) {
 
 /// The mapping for a place: a page, and a page free after it.
 fn map_at(place: u64) -> Map {
-    Map { iova: place * 2 * PAGE, size: PAGE, vaddr: place * PAGE, prot: Prot::READ_WRITE }
+    let (iova, vaddr, prot) = (place * 2 * PAGE, place * PAGE, Prot::READ_WRITE);
+    Map { iova, size: PAGE, vaddr, prot, owner: Owner(1), kind: MapKind::Memory }
 }
 
 fn map(context: &mut Context, ioasid: Ioasid, place: u64) {
@@ -111,7 +112,8 @@ fn unmap(context: &mut Context, ioasid: Ioasid, place: u64) {
 
 /// A context with one attached device and nothing mapped.
 fn empty() -> (Context, Ioasid) {
-    let limits = Limits { max_ioasids: 1, max_devices: 1, max_mappings: u32::MAX };
+    let limits =
+        Limits { max_ioasids: 1, max_devices: 1, max_mappings: u32::MAX, max_registered: 1 };
     let mut context = Context::new(limits);
     let ioasid = context.alloc().expect("alloc");
     let geometry = Geometry {

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::plan::Commit;
-use crate::space::{Mapping, Shape, Space};
+use crate::plan::{Basis, Commit};
+use crate::registered::Registrations;
+use crate::space::{Charge, Mapping, Shape, Space};
 use crate::table::{Device, Table, names};
 use crate::{
-    Change, Cookie, DeviceId, Entry, Error, Geometry, GroupId, Ioasid, MemoryId, Plan, Prot, Range,
+    Change, Cookie, DeviceId, Entry, Error, Geometry, GroupId, Ioasid, MemoryId, Owner, Plan, Prot,
+    Range,
 };
 
 /// How much one context may have.
@@ -19,6 +21,8 @@ pub struct Limits {
     pub max_devices: u32,
     /// Mappings in each IOASID.
     pub max_mappings: u32,
+    /// Registered ranges of memory at a time, of all owners.
+    pub max_registered: u32,
 }
 
 /// A device to bind.
@@ -43,10 +47,27 @@ pub struct Map {
     pub iova: u64,
     /// Bytes.
     pub size: u64,
-    /// Where the memory is in the program.
+    /// Where the memory is in the program, or in the file.
     pub vaddr: u64,
     /// What devices may do.
     pub prot: Prot,
+    /// Whose memory.
+    pub owner: Owner,
+    /// What it is.
+    pub kind: MapKind,
+}
+
+/// What is mapped, which decides how it is charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MapKind {
+    /// Memory of a program: the rules of registration apply. If registered, it is charged once,
+    /// with its registration; otherwise once for the IOASID.
+    Memory,
+    /// A piece of a file, `vaddr` being its offset: charged once for the IOASID. The rules of
+    /// registration do not apply.
+    File,
+    /// Registers of a device: never charged. The rules of registration do not apply.
+    Device,
 }
 
 /// What to unmap.
@@ -68,14 +89,15 @@ pub enum Unmap {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Context {
     pub(crate) limits: Limits,
-    /// Changes with the state: a plan holds for one generation.
-    pub(crate) generation: u64,
+    /// The last that [`Context::next_generation`] gave out.
+    last_generation: u64,
     last_ioasid: u32,
     last_device: u32,
     pub(crate) spaces: BTreeMap<Ioasid, Space>,
     /// Which group each bound device is in.
     pub(crate) devices: BTreeMap<DeviceId, GroupId>,
     pub(crate) tables: BTreeMap<GroupId, Table>,
+    pub(crate) registrations: Registrations,
 }
 
 /// Commands that touch no hardware.
@@ -84,16 +106,17 @@ impl Context {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            generation: 0,
+            last_generation: 0,
             last_ioasid: 0,
             last_device: 0,
             spaces: BTreeMap::new(),
             devices: BTreeMap::new(),
             tables: BTreeMap::new(),
+            registrations: Registrations::default(),
         }
     }
 
-    /// Makes an empty I/O address space (`IOASID_ALLOC`). Plans made before still hold.
+    /// Makes an empty I/O address space (`IOASID_ALLOC`).
     ///
     /// # Errors
     /// [`Error::TooManyIoasids`]; [`Error::NumbersUsedUp`] after 2^31 - 1 of them, as the number
@@ -107,6 +130,7 @@ impl Context {
         let ioasid = Ioasid::try_from(number)?;
         self.last_ioasid = number;
         self.spaces.insert(ioasid, Space::default());
+        self.touch_space(ioasid);
         Ok(ioasid)
     }
 
@@ -150,18 +174,20 @@ impl Context {
             devices: vec![],
             shows: None,
             broken: false,
+            generation: 0,
         });
         table.devices.push(Device { id, name, cookie, attached: false });
         self.devices.insert(id, group);
         self.last_device = id.0;
-        self.generation += 1;
+        self.touch_table(group);
         Ok(id)
     }
 }
 
 /// Commands on an I/O address space.
 impl Context {
-    /// Whether a mapping could be made, before anything is known of its memory.
+    /// Whether a mapping could be made, before anything is known of its memory: owner and kind are
+    /// not looked at.
     ///
     /// # Errors
     /// Those of `IOASID_MAP_DMA` that do not depend on memory, in the order that the crate's page
@@ -186,19 +212,32 @@ impl Context {
         Ok(())
     }
 
-    /// Lets the attached devices reach `memory` (`IOASID_MAP_DMA`). No other mapping that exists
-    /// has this `memory`.
+    /// Lets the attached devices reach `memory` (`IOASID_MAP_DMA`). No other mapping or registration
+    /// that exists has this `memory`.
     ///
     /// # Errors
-    /// Those of [`check_map`](Self::check_map).
+    /// Those of [`check_map`](Self::check_map); for [`MapKind::Memory`],
+    /// [`Error::OutsideRegistered`].
     pub fn plan_map(&self, ioasid: Ioasid, map: Map, memory: MemoryId) -> Result<Plan, Error> {
         self.check_map(ioasid, map)?;
-        let Map { iova, size, vaddr, prot } = map;
+        let Map { iova, size, vaddr, prot, owner, kind } = map;
+        let source = match kind {
+            MapKind::Memory => self.source(owner, vaddr, size)?.map(|(source, _)| source),
+            MapKind::File | MapKind::Device => None,
+        };
+        let charge = match kind {
+            MapKind::Device => Charge::Nothing,
+            MapKind::Memory if source.is_some() => Charge::Registered,
+            MapKind::Memory | MapKind::File => Charge::Own,
+        };
+        let last = iova + (size - 1);
+        let mapping = Mapping { last, vaddr, memory, owner, prot, kind, charge };
+        let space = self.space(ioasid)?;
         let entry = Entry { iova, size, prot, memory, offset: 0 };
-        let tables = &self.space(ioasid)?.tables;
-        let changes = tables.iter().map(|&group| Change::Map { group, entry }).collect();
-        let mapping = Mapping { last: iova + (size - 1), vaddr, memory, prot };
-        Ok(self.plan(changes, Commit::Map { ioasid, iova, mapping }))
+        let changes = space.tables.iter().map(|&group| Change::Map { group, entry }).collect();
+        let basis = Basis { source, ..Basis::space(ioasid, space) };
+        let charge = space.charge(iova, &mapping);
+        Ok(Plan { basis, changes, commit: Commit::Map { ioasid, iova, mapping }, charge })
     }
 
     /// Takes memory away from devices again (`IOASID_UNMAP_DMA`). Where nothing is mapped, nothing
@@ -215,7 +254,7 @@ impl Context {
         };
         let inside = space.inside(range);
         let Some(range) = inside.map_err(|mapped| Error::Splits { ioasid, range, mapped })? else {
-            return Ok(self.plan(vec![], Commit::Nothing));
+            return Ok(Plan::new(Basis::space(ioasid, space), vec![], Commit::Nothing));
         };
         let change = |&group: &GroupId| match unmap {
             Unmap::All => Change::Clear { group },
@@ -224,7 +263,7 @@ impl Context {
             }
         };
         let changes = space.tables.iter().map(change).collect();
-        Ok(self.plan(changes, Commit::Unmap { ioasid, range }))
+        Ok(Plan::new(Basis::space(ioasid, space), changes, Commit::Unmap { ioasid, range }))
     }
 
     /// Removes an I/O address space and all that is mapped in it (`IOASID_FREE`).
@@ -237,7 +276,7 @@ impl Context {
             let devices = names(self.attached_devices(space));
             return Err(Error::SpaceInUse { ioasid, devices });
         }
-        Ok(self.plan(vec![], Commit::Free { ioasid }))
+        Ok(Plan::new(Basis::space(ioasid, space), vec![], Commit::Free { ioasid }))
     }
 }
 
@@ -264,7 +303,8 @@ impl Context {
                 changes.push(Change::Fill { group, ioasid });
             }
         }
-        Ok(self.plan(changes, Commit::Attach { device, ioasid }))
+        let basis = Basis::space(ioasid, space).and_group(group, table);
+        Ok(Plan::new(basis, changes, Commit::Attach { device, ioasid }))
     }
 
     /// Undoes an attach (`IOASID_DETACH_DEVICE`). With the last device of its group, the group's
@@ -274,13 +314,14 @@ impl Context {
     /// [`Error::NoDevice`], [`Error::NoIoasid`], [`Error::NotAttached`].
     pub fn plan_detach(&self, device: DeviceId, ioasid: Ioasid) -> Result<Plan, Error> {
         let (group, table, member) = self.device(device)?;
-        self.space(ioasid)?;
+        let space = self.space(ioasid)?;
         if !member.attached || table.shows != Some(ioasid) {
             return Err(Error::NotAttached { device: member.name.clone(), ioasid });
         }
         let last = table.is_last_attached(device);
         let changes = if last { vec![Change::Clear { group }] } else { vec![] };
-        Ok(self.plan(changes, Commit::Detach { device }))
+        let basis = Basis::space(ioasid, space).and_group(group, table);
+        Ok(Plan::new(basis, changes, Commit::Detach { device }))
     }
 
     /// Gives a device back (`IOASID_UNBIND_DEVICE`).
@@ -288,30 +329,58 @@ impl Context {
     /// # Errors
     /// [`Error::NoDevice`], [`Error::DeviceAttached`].
     pub fn plan_unbind(&self, device: DeviceId) -> Result<Plan, Error> {
-        let (_, table, member) = self.device(device)?;
+        let (group, table, member) = self.device(device)?;
         match table.shows {
             Some(ioasid) if member.attached => {
                 Err(Error::DeviceAttached { device: member.name.clone(), ioasid })
             }
-            _ => Ok(self.plan(vec![], Commit::Unbind { device })),
+            _ => {
+                let basis = Basis::default().and_group(group, table);
+                Ok(Plan::new(basis, vec![], Commit::Unbind { device }))
+            }
         }
     }
 
     /// Gives back everything, when the open of the node ends. Tables that refuse are reported in
-    /// [`Outcome::failures`](crate::Outcome::failures); they stop nothing.
+    /// [`Outcome::failures`](crate::Outcome::failures); they stop nothing. The plan never becomes
+    /// stale: if the context has changed since, tables may be left uncleared.
     pub fn plan_release(&self) -> Plan {
         let used = self.tables.iter().filter(|(_, table)| table.shows.is_some() || table.broken);
         let changes = used.map(|(&group, _)| Change::Clear { group }).collect();
-        self.plan(changes, Commit::Release)
+        Plan::new(Basis::default(), changes, Commit::Release)
+    }
+}
+
+/// What plans depend on.
+impl Context {
+    /// A number that no state has had before.
+    pub(crate) fn next_generation(&mut self) -> u64 {
+        self.last_generation += 1;
+        self.last_generation
+    }
+
+    /// A space has changed.
+    pub(crate) fn touch_space(&mut self, ioasid: Ioasid) {
+        let generation = self.next_generation();
+        if let Some(space) = self.spaces.get_mut(&ioasid) {
+            space.generation = generation;
+        }
+    }
+
+    /// A table has changed, and with it what it shows: commands on that depend on whether the group
+    /// is attached in full and the table intact.
+    pub(crate) fn touch_table(&mut self, group: GroupId) {
+        let generation = self.next_generation();
+        let Some(table) = self.tables.get_mut(&group) else { return };
+        table.generation = generation;
+        if let Some(ioasid) = table.shows {
+            self.touch_space(ioasid);
+        }
     }
 }
 
 /// The rules, one by one.
 impl Context {
-    fn plan(&self, changes: Vec<Change>, commit: Commit) -> Plan {
-        Plan { generation: self.generation, changes, commit }
-    }
-
     pub(crate) fn space(&self, ioasid: Ioasid) -> Result<&Space, Error> {
         self.spaces.get(&ioasid).ok_or(Error::NoIoasid(ioasid.get()))
     }

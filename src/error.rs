@@ -62,6 +62,25 @@ pub enum Error {
     )]
     StalePlan,
 
+    // Registered memory.
+    #[error(
+        "the memory {range} overlaps {registered}, which is registered already: unregister that \
+         first"
+    )]
+    RegisteredOverlap { range: Range, registered: Range },
+    #[error(
+        "the memory {range} was not registered by this program on this open of the node, or not as \
+         one range: use exactly a range that was given to IOASID_REGISTER_MEMORY"
+    )]
+    NotRegistered { range: Range },
+    #[error("the registered memory {range} is in use: {by}")]
+    RegisteredInUse { range: Range, by: String },
+    #[error(
+        "the memory {range} is not inside a registered range, and memory was registered on this \
+         open of the node: register it, or unregister everything"
+    )]
+    OutsideRegistered { range: Range },
+
     // What the backend says about a device.
     #[error("the I/O page table of device \"{device}\" has no page size or no usable IOVA")]
     UnusableGeometry { device: String },
@@ -137,6 +156,10 @@ pub enum Error {
     )]
     TooManyMappings { ioasid: Ioasid, max: u32 },
     #[error(
+        "this context has {max} registered ranges of memory, as many as it may have: unregister one"
+    )]
+    TooManyRegistered { max: u32 },
+    #[error(
         "IOASID {ioasid} has {mappings} mappings, and the I/O page table of device \"{device}\" \
          holds {max}: unmap some, or use another IOASID"
     )]
@@ -147,7 +170,10 @@ impl Error {
     /// The errno for it, as `ioasid.h` documents it for the commands.
     pub const fn errno(&self) -> i32 {
         match self {
-            Self::NoIoasid(_) | Self::NoDevice(_) | Self::NotAttached { .. } => errno::ENOENT,
+            Self::NoIoasid(_)
+            | Self::NoDevice(_)
+            | Self::NotAttached { .. }
+            | Self::NotRegistered { .. } => errno::ENOENT,
             Self::NeverAttached(_) => errno::ENODEV,
             Self::TableBroken { .. }
             | Self::UnusableGeometry { .. }
@@ -158,6 +184,7 @@ impl Error {
             | Self::SiblingElsewhere { .. }
             | Self::DeviceAttached { .. }
             | Self::AlreadyBound { .. }
+            | Self::RegisteredInUse { .. }
             | Self::StalePlan => errno::EBUSY,
             Self::NoAccess
             | Self::ZeroSize
@@ -169,11 +196,13 @@ impl Error {
             | Self::MappingMisaligned { .. } => errno::EINVAL,
             Self::Wraps { .. } => errno::EOVERFLOW,
             Self::Reserved { .. } | Self::MappingReserved { .. } => errno::EADDRINUSE,
-            Self::Overlap { .. } => errno::EEXIST,
+            Self::Overlap { .. } | Self::RegisteredOverlap { .. } => errno::EEXIST,
+            Self::OutsideRegistered { .. } => errno::EFAULT,
             Self::TooManyIoasids { .. }
             | Self::TooManyDevices { .. }
             | Self::NumbersUsedUp
             | Self::TooManyMappings { .. }
+            | Self::TooManyRegistered { .. }
             | Self::TableTooSmall { .. } => errno::ENOSPC,
         }
     }

@@ -1,116 +1,208 @@
 //! Carrying out a plan: hardware first, change by change, then the state.
 
-use crate::plan::Commit;
-use crate::space::Shape;
+use crate::plan::{Basis, Commit};
+use crate::space::{Removed, Shape};
 use crate::{
-    Change, Context, DeviceId, Entry, Error, ExecuteError, GroupId, Hardware, Ioasid, Outcome,
-    Plan, Range,
+    Carried, Change, Contents, Context, DeviceId, Entry, Error, ExecuteError, GroupId, Hardware,
+    Ioasid, Outcome, Owner, Plan, Range, Undone,
 };
 
+impl Contents for Context {
+    fn entries(&self, ioasid: Ioasid, range: Range) -> Vec<Entry> {
+        self.contents(ioasid, range).collect()
+    }
+
+    fn shown(&self, group: GroupId) -> Option<Ioasid> {
+        self.tables.get(&group)?.shows
+    }
+}
+
+/// The step that touches hardware. It needs no more of the context than [`Contents`].
+impl Plan {
+    /// How many bytes [`carry_out`](Self::carry_out) will give to [`Hardware::map`], if nothing is
+    /// refused; `u64::MAX` stands for more than that.
+    pub fn work(&self, contents: &impl Contents) -> u64 {
+        let work = |change: &Change| match *change {
+            Change::Map { entry, .. } => u128::from(entry.size),
+            Change::Fill { ioasid, .. } => {
+                let entries = contents.entries(ioasid, Range::ALL);
+                entries.iter().map(|entry| u128::from(entry.size)).sum()
+            }
+            Change::Unmap { .. } | Change::Clear { .. } => 0,
+        };
+        saturated(self.changes.iter().map(work).sum())
+    }
+
+    /// Has `hardware` make the changes, in order. If one is refused, those before it are undone in
+    /// reverse order.
+    ///
+    /// From [`check`](Context::check) to [`commit`](Context::commit) the caller gives no other
+    /// command that would make the plan stale, and carries out no other plan that this one would
+    /// make stale. That goes for bind and unbind too, in a group that is attached to the IOASID
+    /// ([`Contents::shown`]). A [`hold`](Context::hold) keeps registered memory registered. Other
+    /// commands can be given all the while.
+    ///
+    /// # Errors
+    /// [`Undone`]; give it to [`abandon`](Context::abandon). A plan from
+    /// [`plan_release`](Context::plan_release) gives none.
+    pub fn carry_out<H: Hardware>(
+        &self,
+        contents: &impl Contents,
+        hardware: &mut H,
+    ) -> Result<Carried<H::Error>, Undone<H::Error>> {
+        if self.commit == Commit::Release {
+            return Ok(Carried { failures: make_all(&self.changes, contents, hardware) });
+        }
+        for (place, &change) in self.changes.iter().enumerate() {
+            let Err(error) = make(change, contents, hardware) else { continue };
+            // A table may have been filled in part.
+            let done = if matches!(change, Change::Fill { .. }) { place + 1 } else { place };
+            let broken = undo_all(&self.changes[..done], contents, hardware);
+            return Err(Undone { change, error, broken });
+        }
+        Ok(Carried { failures: vec![] })
+    }
+}
+
+/// Makes every change that is not refused, and says which were.
+fn make_all<H: Hardware>(
+    changes: &[Change],
+    contents: &impl Contents,
+    hardware: &mut H,
+) -> Vec<(GroupId, H::Error)> {
+    let results = changes.iter().map(|&change| (change, make(change, contents, hardware)));
+    results.filter_map(|(change, result)| Some((change.group(), result.err()?))).collect()
+}
+
+fn make<H: Hardware>(
+    change: Change,
+    contents: &impl Contents,
+    hardware: &mut H,
+) -> Result<(), H::Error> {
+    match change {
+        Change::Map { group, entry } => hardware.map(group, entry),
+        Change::Unmap { group, iova, size } => hardware.unmap(group, iova, size),
+        Change::Fill { group, ioasid } => fill(group, ioasid, Range::ALL, contents, hardware),
+        Change::Clear { group } => hardware.clear(group),
+    }
+}
+
+/// Undoes changes, the last first, and says which tables could not be restored. The state still
+/// says what they held before.
+fn undo_all<H: Hardware>(
+    changes: &[Change],
+    contents: &impl Contents,
+    hardware: &mut H,
+) -> Vec<(GroupId, H::Error)> {
+    let results = changes.iter().rev().map(|&change| (change, undo(change, contents, hardware)));
+    results.filter_map(|(change, result)| Some((change.group(), result.err()?))).collect()
+}
+
+fn undo<H: Hardware>(
+    change: Change,
+    contents: &impl Contents,
+    hardware: &mut H,
+) -> Result<(), H::Error> {
+    match change {
+        Change::Map { group, entry } => hardware.unmap(group, entry.iova, entry.size),
+        Change::Fill { group, .. } => hardware.clear(group),
+        Change::Unmap { group, iova, size } => match Range::from_size(iova, size) {
+            Some(range) => refill(group, range, contents, hardware),
+            None => Ok(()),
+        },
+        Change::Clear { group } => refill(group, Range::ALL, contents, hardware),
+    }
+}
+
+/// Adds again what the table of `group` held in `range`.
+fn refill<H: Hardware>(
+    group: GroupId,
+    range: Range,
+    contents: &impl Contents,
+    hardware: &mut H,
+) -> Result<(), H::Error> {
+    match contents.shown(group) {
+        Some(ioasid) => fill(group, ioasid, range, contents, hardware),
+        None => Ok(()),
+    }
+}
+
+fn fill<H: Hardware>(
+    group: GroupId,
+    ioasid: Ioasid,
+    range: Range,
+    contents: &impl Contents,
+    hardware: &mut H,
+) -> Result<(), H::Error> {
+    contents.entries(ioasid, range).into_iter().try_for_each(|entry| hardware.map(group, entry))
+}
+
+/// The steps around it.
 impl Context {
-    /// Has `hardware` make the changes of a plan, in order, and then changes the state.
+    /// Has `hardware` make the changes of a plan, in order, and then changes the state: all of
+    /// [`check`](Self::check), [`carry_out`](Plan::carry_out), and [`commit`](Self::commit) or
+    /// [`abandon`](Self::abandon).
     ///
     /// If a change is refused, those before it are undone in reverse order and the state stays as
     /// it is. A table for which undoing fails too is broken: the IOASID that it shows takes no
     /// command until all devices of the group are detached, which clears the table.
     ///
     /// # Errors
-    /// See [`ExecuteError`]. A plan from [`plan_release`](Self::plan_release) gives none but
-    /// [`Error::StalePlan`].
+    /// See [`ExecuteError`]. A plan from [`plan_release`](Self::plan_release) gives none.
     pub fn execute<H: Hardware>(
         &mut self,
         plan: Plan,
         hardware: &mut H,
     ) -> Result<Outcome<H::Error>, ExecuteError<H::Error>> {
-        if plan.generation != self.generation {
-            return Err(Error::StalePlan.into());
+        self.check(&plan)?;
+        match plan.carry_out(self, hardware) {
+            Ok(carried) => Ok(self.commit(plan, carried)?),
+            Err(undone) => Err(self.abandon(undone)),
         }
-        let mut outcome = Outcome::default();
-        if plan.commit == Commit::Release {
-            outcome.failures = self.make_all(&plan.changes, hardware);
-        } else {
-            self.make(&plan.changes, hardware)?;
-        }
-        self.commit(plan.commit, &mut outcome);
-        self.generation += 1;
+    }
+
+    /// Whether what a plan was made for is as it was then.
+    ///
+    /// # Errors
+    /// [`Error::StalePlan`].
+    pub fn check(&self, plan: &Plan) -> Result<(), Error> {
+        let Basis { space, group, source } = plan.basis;
+        let space_holds = space.is_none_or(|(ioasid, generation)| {
+            self.spaces.get(&ioasid).is_some_and(|space| space.generation == generation)
+        });
+        let group_holds = group.is_none_or(|(group, generation)| {
+            self.tables.get(&group).is_some_and(|table| table.generation == generation)
+        });
+        let source_holds = source.is_none_or(|source| self.registrations.has(source));
+        if space_holds && group_holds && source_holds { Ok(()) } else { Err(Error::StalePlan) }
+    }
+
+    /// Changes the state as planned, after hardware has followed.
+    ///
+    /// # Errors
+    /// [`Error::StalePlan`]. Hardware has been changed and the state has not: a caller that does
+    /// as [`Plan::carry_out`] says sees this only after a release.
+    pub fn commit<E>(&mut self, plan: Plan, carried: Carried<E>) -> Result<Outcome<E>, Error> {
+        self.check(&plan)?;
+        let mut outcome = Outcome { failures: carried.failures, ..Outcome::default() };
+        self.follow(plan, &mut outcome);
         Ok(outcome)
     }
 
-    /// Makes every change, or none.
-    fn make<H: Hardware>(
-        &mut self,
-        changes: &[Change],
-        hardware: &mut H,
-    ) -> Result<(), ExecuteError<H::Error>> {
-        for (place, &change) in changes.iter().enumerate() {
-            let Err(error) = self.make_one(change, hardware) else { continue };
-            // A table may have been filled in part.
-            let done = if matches!(change, Change::Fill { .. }) { place + 1 } else { place };
-            let broken = self.undo(&changes[..done], hardware);
-            return Err(self.refused(change, error, broken));
+    /// Says what became of a plan that hardware refused, and marks the tables that could not be
+    /// restored.
+    pub fn abandon<E>(&mut self, undone: Undone<E>) -> ExecuteError<E> {
+        let Undone { change, error, broken } = undone;
+        if broken.is_empty() {
+            return ExecuteError::Refused { change, error };
         }
-        Ok(())
-    }
-
-    /// Makes every change that is not refused, and says which were.
-    fn make_all<H: Hardware>(
-        &self,
-        changes: &[Change],
-        hardware: &mut H,
-    ) -> Vec<(GroupId, H::Error)> {
-        let results = changes.iter().map(|&change| (change, self.make_one(change, hardware)));
-        results.filter_map(|(change, result)| Some((change.group(), result.err()?))).collect()
-    }
-
-    fn make_one<H: Hardware>(&self, change: Change, hardware: &mut H) -> Result<(), H::Error> {
-        match change {
-            Change::Map { group, entry } => hardware.map(group, entry),
-            Change::Unmap { group, iova, size } => hardware.unmap(group, iova, size),
-            Change::Fill { group, ioasid } => self.fill(group, ioasid, Range::ALL, hardware),
-            Change::Clear { group } => hardware.clear(group),
+        for (group, _) in &broken {
+            if let Some(table) = self.tables.get_mut(group) {
+                table.broken = true;
+                self.touch_table(*group);
+            }
         }
-    }
-
-    /// Undoes changes, the last first, and says which tables could not be restored. The state
-    /// still says what they held before.
-    fn undo<H: Hardware>(&self, changes: &[Change], hardware: &mut H) -> Vec<(GroupId, H::Error)> {
-        let results = changes.iter().rev().map(|&change| (change, self.undo_one(change, hardware)));
-        results.filter_map(|(change, result)| Some((change.group(), result.err()?))).collect()
-    }
-
-    fn undo_one<H: Hardware>(&self, change: Change, hardware: &mut H) -> Result<(), H::Error> {
-        match change {
-            Change::Map { group, entry } => hardware.unmap(group, entry.iova, entry.size),
-            Change::Fill { group, .. } => hardware.clear(group),
-            Change::Unmap { group, iova, size } => match Range::from_size(iova, size) {
-                Some(range) => self.refill(group, range, hardware),
-                None => Ok(()),
-            },
-            Change::Clear { group } => self.refill(group, Range::ALL, hardware),
-        }
-    }
-
-    /// Adds again what the table of `group` held in `range`.
-    fn refill<H: Hardware>(
-        &self,
-        group: GroupId,
-        range: Range,
-        hardware: &mut H,
-    ) -> Result<(), H::Error> {
-        match self.tables.get(&group).and_then(|table| table.shows) {
-            Some(ioasid) => self.fill(group, ioasid, range, hardware),
-            None => Ok(()),
-        }
-    }
-
-    fn fill<H: Hardware>(
-        &self,
-        group: GroupId,
-        ioasid: Ioasid,
-        range: Range,
-        hardware: &mut H,
-    ) -> Result<(), H::Error> {
-        self.contents(ioasid, range).try_for_each(|entry| hardware.map(group, entry))
+        ExecuteError::Broken { change, error, broken }
     }
 
     /// What a table that shows `ioasid` must hold: the entries that begin in `range`, in ascending
@@ -126,79 +218,84 @@ impl Context {
             offset: 0,
         })
     }
-
-    fn refused<E>(
-        &mut self,
-        change: Change,
-        error: E,
-        broken: Vec<(GroupId, E)>,
-    ) -> ExecuteError<E> {
-        if broken.is_empty() {
-            return ExecuteError::Refused { change, error };
-        }
-        for (group, _) in &broken {
-            if let Some(table) = self.tables.get_mut(group) {
-                table.broken = true;
-            }
-        }
-        self.generation += 1;
-        ExecuteError::Broken { change, error, broken }
-    }
 }
 
 /// Changes of the state, when all tables have followed.
 impl Context {
-    fn commit<E>(&mut self, commit: Commit, outcome: &mut Outcome<E>) {
-        match commit {
+    fn follow<E>(&mut self, plan: Plan, outcome: &mut Outcome<E>) {
+        match plan.commit {
             Commit::Nothing => {}
             Commit::Map { ioasid, iova, mapping } => {
                 if let Some(space) = self.spaces.get_mut(&ioasid) {
                     space.insert(iova, mapping);
                 }
+                if let Some(source) = plan.basis.source {
+                    self.registrations.use_source(source);
+                }
+                self.touch_space(ioasid);
             }
             Commit::Unmap { ioasid, range } => {
                 if let Some(space) = self.spaces.get_mut(&ioasid) {
                     let removed = space.remove(range);
-                    outcome.released = removed.memories;
-                    outcome.unmapped_bytes = removed.bytes.try_into().unwrap_or(u64::MAX);
+                    outcome.unmapped_bytes = saturated(removed.bytes);
+                    self.give_back(removed, outcome);
                 }
+                self.touch_space(ioasid);
             }
             Commit::Attach { device, ioasid } => self.attach(device, ioasid),
             Commit::Detach { device } => self.detach(device),
             Commit::Free { ioasid } => {
                 if let Some(space) = self.spaces.remove(&ioasid) {
-                    outcome.released = space.memories().collect();
+                    self.give_back(space.into_removed(), outcome);
                 }
             }
             Commit::Unbind { device } => outcome.retired = self.unbind(device),
-            Commit::Release => {
-                outcome.released =
-                    self.spaces.values().flat_map(|space| space.memories()).collect();
-                outcome.retired = self.tables.keys().copied().collect();
-                self.spaces.clear();
-                self.devices.clear();
-                self.tables.clear();
-            }
+            Commit::Release => self.release(outcome),
         }
+    }
+
+    /// Reports what was removed and ends its use of registered memory.
+    fn give_back<E>(&mut self, removed: Removed, outcome: &mut Outcome<E>) {
+        for (owner, vaddr) in removed.registered {
+            self.registrations.unuse(owner, vaddr);
+        }
+        outcome.released = removed.memories;
+        outcome.uncharged = by_owner(removed.uncharged);
+    }
+
+    fn release<E>(&mut self, outcome: &mut Outcome<E>) {
+        let mut uncharged = vec![];
+        for space in std::mem::take(&mut self.spaces).into_values() {
+            let removed = space.into_removed();
+            outcome.released.extend(removed.memories);
+            uncharged.extend(removed.uncharged);
+        }
+        outcome.uncharged = by_owner(uncharged);
+        outcome.released.extend(self.registrations.clear());
+        outcome.retired = std::mem::take(&mut self.tables).into_keys().collect();
+        self.devices.clear();
     }
 
     fn attach(&mut self, device: DeviceId, ioasid: Ioasid) {
         self.set_attached(device, true);
         let Some((group, table)) = self.table_mut(device) else { return };
-        if table.shows.is_some() {
-            return;
+        if table.shows.is_none() {
+            table.shows = Some(ioasid);
+            table.broken = false;
+            if let Some(space) = self.spaces.get_mut(&ioasid) {
+                space.tables.push(group);
+            }
+            self.reshape(ioasid);
         }
-        table.shows = Some(ioasid);
-        table.broken = false;
-        if let Some(space) = self.spaces.get_mut(&ioasid) {
-            space.tables.push(group);
-        }
-        self.reshape(ioasid);
+        self.touch_table(group);
     }
 
     fn detach(&mut self, device: DeviceId) {
+        let Some(&group) = self.devices.get(&device) else { return };
+        // Before the table shows nothing any more: what it shows changes too.
+        self.touch_table(group);
         self.set_attached(device, false);
-        let Some((group, table)) = self.table_mut(device) else { return };
+        let Some((_, table)) = self.table_mut(device) else { return };
         if table.attached(true).next().is_some() {
             return;
         }
@@ -217,6 +314,7 @@ impl Context {
         let empty = table.devices.is_empty();
         self.devices.remove(&device);
         if !empty {
+            self.touch_table(group);
             return vec![];
         }
         self.tables.remove(&group);
@@ -250,4 +348,21 @@ impl Context {
             space.shape = Some(shape);
         }
     }
+}
+
+fn saturated(bytes: u128) -> u64 {
+    bytes.try_into().unwrap_or(u64::MAX)
+}
+
+/// Each owner once, in ascending order.
+fn by_owner(mut bytes: Vec<(Owner, u128)>) -> Vec<(Owner, u64)> {
+    bytes.sort_unstable_by_key(|&(owner, _)| owner);
+    bytes.dedup_by(|next, before| {
+        let same = next.0 == before.0;
+        if same {
+            before.1 += next.1;
+        }
+        same
+    });
+    bytes.into_iter().map(|(owner, bytes)| (owner, saturated(bytes))).collect()
 }

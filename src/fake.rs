@@ -16,6 +16,8 @@ pub(crate) struct Fake {
     tables: BTreeMap<GroupId, BTreeMap<u64, Entry>>,
     /// Calls since [`Fake::refuse`].
     pub(crate) calls: usize,
+    /// Bytes that were mapped since then, those of refused calls too.
+    pub(crate) mapped: u128,
     refused: BTreeSet<usize>,
 }
 
@@ -23,6 +25,7 @@ impl Fake {
     /// From now on refuses the calls with these places, counted from 0.
     pub(crate) fn refuse(&mut self, places: impl IntoIterator<Item = usize>) {
         self.calls = 0;
+        self.mapped = 0;
         self.refused = places.into_iter().collect();
     }
 
@@ -57,6 +60,7 @@ impl Hardware for Fake {
     type Error = Refusal;
 
     fn map(&mut self, group: GroupId, entry: Entry) -> Result<(), Refusal> {
+        self.mapped += u128::from(entry.size);
         self.call()?;
         let table = self.tables.entry(group).or_default();
         assert!(entry.size > 0 && end(&entry) <= 1 << 64, "{entry:?} is no range");

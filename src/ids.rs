@@ -54,10 +54,13 @@ ids! {
     /// A group of devices that DMA through one hardware table; it also names that table. Chosen by
     /// whoever binds; the engine only compares it.
     GroupId(u64),
-    /// The memory behind one mapping, as whoever maps it knows it. The engine reports it in
-    /// [`Outcome::released`](crate::Outcome::released) when that mapping is removed, so that two
-    /// mappings that exist at the same time must not have the same one.
+    /// The memory behind one mapping or one registration, as whoever makes it knows it. The engine
+    /// reports it in [`Outcome::released`](crate::Outcome::released) when that mapping is removed,
+    /// so that no two of them that exist at the same time must have the same one.
     MemoryId(u64),
+    /// Whose memory: stands for one address space or one file of one program, as the daemon numbers
+    /// them. Memory of one owner is the same memory where its addresses (offsets in a file) are.
+    Owner(u32),
     /// The program's own name for a device, given back in whatever is reported about it.
     Cookie(u64),
 }

@@ -8,6 +8,17 @@
 //! is refused, and alters the state only after all were accepted. So after any error the context
 //! and the tables are as they were before.
 //!
+//! A caller that shares a context between threads keeps it unlocked while hardware works:
+//! it plans and [`check`](Context::check)s under its lock, has [`Plan::carry_out`] ask for what
+//! tables must hold through [`Contents`], and [`commit`](Context::commit)s or
+//! [`abandon`](Context::abandon)s under the lock again. Commands on other IOASIDs and other groups
+//! do not disturb a plan; see [`Plan`] for what does.
+//!
+//! Locked memory is counted, not limited: [`Plan::charge`] and [`Outcome::uncharged`] say how much
+//! each command adds and takes. Registered memory ([`Context::register`]) is charged once, by
+//! whoever registers it; other memory once for each IOASID, however often it is mapped there and by
+//! however many devices; registers of devices never.
+//!
 //! What this crate does not do: it opens no file, makes no system call, reads no clock, starts no
 //! thread and logs nothing. It does not know what memory is (a [`MemoryId`] stands for it), whether
 //! a caller may use it, or how a table is programmed: that is the daemon's.
@@ -23,10 +34,11 @@
 //!    `EOVERFLOW`)
 //! 5. a conflict with the platform (`EADDRINUSE`), with what is mapped (`EEXIST`; `EINVAL` for
 //!    an unmap that would split), with a limit (`ENOSPC`)
+//! 6. memory that is not registered while other memory is (`EFAULT`)
 //!
 //! ```
-//! use ioasid::{Bind, Context, Cookie, Entry, Geometry, GroupId, Hardware, Limits, Map, MemoryId};
-//! use ioasid::{PageSizes, Prot, Range};
+//! use ioasid::{Bind, Context, Cookie, Entry, Geometry, GroupId, Hardware, Limits, Map, MapKind};
+//! use ioasid::{MemoryId, Owner, PageSizes, Prot, Range};
 //!
 //! struct Nothing;
 //! impl Hardware for Nothing {
@@ -37,7 +49,8 @@
 //! }
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let limits = Limits { max_ioasids: 16, max_devices: 16, max_mappings: 65535 };
+//! let limits =
+//!     Limits { max_ioasids: 16, max_devices: 16, max_mappings: 65535, max_registered: 64 };
 //! let mut context = Context::new(limits);
 //! let device = context.bind(Bind {
 //!     group: GroupId(7),
@@ -52,8 +65,17 @@
 //! })?;
 //! let ioasid = context.alloc()?;
 //! context.execute(context.plan_attach(device, ioasid)?, &mut Nothing)?;
-//! let map = Map { iova: 0x1000, size: 0x1000, vaddr: 0x7f00_0000_0000, prot: Prot::READ };
-//! context.execute(context.plan_map(ioasid, map, MemoryId(1))?, &mut Nothing)?;
+//! let map = Map {
+//!     iova: 0x1000,
+//!     size: 0x1000,
+//!     vaddr: 0x7f00_0000_0000,
+//!     prot: Prot::READ,
+//!     owner: Owner(1),
+//!     kind: MapKind::Memory,
+//! };
+//! let plan = context.plan_map(ioasid, map, MemoryId(1))?;
+//! assert_eq!(plan.charge(), 0x1000);
+//! context.execute(plan, &mut Nothing)?;
 //! assert_eq!(context.translate(ioasid, 0x1234).map(|found| found.offset), Some(0x234));
 //! # Ok(())
 //! # }
@@ -61,6 +83,7 @@
 #![forbid(unsafe_code)]
 
 mod context;
+mod coverage;
 mod error;
 mod execute;
 mod geometry;
@@ -68,6 +91,7 @@ mod ids;
 mod plan;
 mod query;
 mod range;
+mod registered;
 mod space;
 mod table;
 
@@ -78,10 +102,13 @@ mod model_tests;
 #[cfg(test)]
 mod tests;
 
-pub use context::{Bind, Context, Limits, Map, Unmap};
+pub use context::{Bind, Context, Limits, Map, MapKind, Unmap};
 pub use error::Error;
 pub use geometry::{Geometry, PageSizes};
-pub use ids::{Cookie, DeviceId, GroupId, Ioasid, MemoryId};
-pub use plan::{Change, Entry, ExecuteError, Hardware, Outcome, Plan, Prot};
+pub use ids::{Cookie, DeviceId, GroupId, Ioasid, MemoryId, Owner};
+pub use plan::{
+    Carried, Change, Contents, Entry, ExecuteError, Hardware, Outcome, Plan, Prot, Undone,
+};
 pub use query::{DeviceInfo, MappingInfo, SpaceInfo, TableInfo, Translation};
 pub use range::{Range, RangeSet};
+pub use registered::{Hold, Registered};

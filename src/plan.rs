@@ -1,8 +1,10 @@
 //! Changes as plain data: what is to happen to hardware tables and then to the state, and the
 //! interface of what carries it out.
 
-use crate::space::Mapping;
-use crate::{DeviceId, Error, GroupId, Ioasid, MemoryId, Range};
+use crate::registered::Source;
+use crate::space::{Mapping, Space};
+use crate::table::Table;
+use crate::{DeviceId, Error, GroupId, Ioasid, MemoryId, Owner, Range};
 
 /// What devices may do to mapped memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,20 +84,56 @@ impl Change {
     }
 }
 
-/// What a command will do, found legal for one state of one context: the changes of hardware
+/// What a command will do, found legal for one state of what it concerns: the changes of hardware
 /// tables, and the change of state once they are made.
 ///
-/// It is plain data, borrows nothing, and holds only for the state it was made for:
-/// [`Context::execute`](crate::Context::execute) refuses it once the context has changed.
+/// It is plain data, borrows nothing, and is stale ([`Error::StalePlan`]) once what it was made for
+/// has changed:
+/// - for map, unmap and free: the IOASID, that is its mappings, which groups are attached to it, and
+///   the devices of these groups; if registered memory is mapped, also its registration
+/// - for attach and detach: the IOASID and the group of the device
+/// - for unbind: the group of the device
+/// - for release: nothing
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "nothing has changed until the plan is executed"]
 pub struct Plan {
-    pub(crate) generation: u64,
+    pub(crate) basis: Basis,
     pub(crate) changes: Vec<Change>,
     pub(crate) commit: Commit,
+    pub(crate) charge: u64,
+}
+
+/// What a plan was made for, each with its generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Basis {
+    pub(crate) space: Option<(Ioasid, u64)>,
+    pub(crate) group: Option<(GroupId, u64)>,
+    pub(crate) source: Option<Source>,
+}
+
+impl Basis {
+    pub(crate) fn space(ioasid: Ioasid, space: &Space) -> Self {
+        Self { space: Some((ioasid, space.generation)), ..Self::default() }
+    }
+
+    pub(crate) fn and_group(self, group: GroupId, table: &Table) -> Self {
+        Self { group: Some((group, table.generation)), ..self }
+    }
 }
 
 impl Plan {
+    /// A plan that charges nothing.
+    pub(crate) fn new(basis: Basis, changes: Vec<Change>, commit: Commit) -> Self {
+        Self { basis, changes, commit, charge: 0 }
+    }
+
+    /// How many bytes are newly charged to the owner of the memory if the plan is committed; 0 for
+    /// all but map. Registered memory is charged with its registration, other memory once for each
+    /// IOASID.
+    pub fn charge(&self) -> u64 {
+        self.charge
+    }
+
     /// The changes of hardware tables, in their order.
     pub fn changes(&self) -> &[Change] {
         &self.changes
@@ -133,6 +171,20 @@ pub(crate) enum Commit {
     Release,
 }
 
+/// What hardware tables must hold, asked for while a plan is carried out. The [`Context`] itself
+/// answers; a caller that shares it behind a lock locks it for each question only.
+///
+/// [`Context`]: crate::Context
+pub trait Contents {
+    /// What a table that shows `ioasid` must hold: the entries that begin in `range`, in ascending
+    /// order.
+    fn entries(&self, ioasid: Ioasid, range: Range) -> Vec<Entry>;
+
+    /// The IOASID that the table of `group` shows; `None` if it shows none or there is no such
+    /// group.
+    fn shown(&self, group: GroupId) -> Option<Ioasid>;
+}
+
 /// What carries out changes: all the hardware tables of a context.
 ///
 /// Each function changes the table of `group` and nothing else. What an implementation must hold:
@@ -165,11 +217,14 @@ pub trait Hardware {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome<E> {
     /// The memory of the mappings that were removed; no table leads to it any more, except those
-    /// in `failures`.
+    /// in `failures`. Of [`plan_release`](crate::Context::plan_release), also the registered memory.
     pub released: Vec<MemoryId>,
     /// How many bytes were unmapped by [`plan_unmap`](crate::Context::plan_unmap); `u64::MAX`
     /// stands for all 2^64.
     pub unmapped_bytes: u64,
+    /// What is charged no more, of what [`Plan::charge`] said: bytes, never 0, once for each owner,
+    /// in ascending order. Registered memory is not in it.
+    pub uncharged: Vec<(Owner, u64)>,
     /// The groups that have no bound device any more: their tables are needed no longer.
     pub retired: Vec<GroupId>,
     /// The tables that could not be cleared by [`plan_release`](crate::Context::plan_release),
@@ -179,8 +234,36 @@ pub struct Outcome<E> {
 
 impl<E> Default for Outcome<E> {
     fn default() -> Self {
-        Self { released: vec![], unmapped_bytes: 0, retired: vec![], failures: vec![] }
+        Self {
+            released: vec![],
+            unmapped_bytes: 0,
+            uncharged: vec![],
+            retired: vec![],
+            failures: vec![],
+        }
     }
+}
+
+/// Proof that hardware has made the changes of a plan. Give it to
+/// [`Context::commit`](crate::Context::commit).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "the state does not follow until the plan is committed"]
+pub struct Carried<E> {
+    /// The tables that could not be cleared by a release.
+    pub(crate) failures: Vec<(GroupId, E)>,
+}
+
+/// A plan that a table refused and that was undone. Give it to
+/// [`Context::abandon`](crate::Context::abandon).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "broken tables must be marked in the context"]
+pub struct Undone<E> {
+    /// The change that was refused.
+    pub change: Change,
+    /// Why.
+    pub error: E,
+    /// The tables that could not be restored, and why.
+    pub broken: Vec<(GroupId, E)>,
 }
 
 /// Why a plan was not carried out.

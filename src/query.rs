@@ -2,8 +2,8 @@
 
 use crate::table::{Device, Table};
 use crate::{
-    Context, Cookie, DeviceId, Entry, Error, Geometry, GroupId, Ioasid, MemoryId, PageSizes, Prot,
-    Range, RangeSet,
+    Context, Cookie, DeviceId, Entry, Error, Geometry, GroupId, Ioasid, MapKind, MemoryId, Owner,
+    PageSizes, Prot, Range, RangeSet,
 };
 
 /// What an I/O address space can do and holds (`struct ioasid_info`).
@@ -25,6 +25,9 @@ pub struct SpaceInfo {
     pub nr_mappings: u64,
     /// How many bytes they cover; `u64::MAX` stands for all 2^64.
     pub mapped_bytes: u64,
+    /// How many bytes it is charged for, to all owners together: memory that is not registered, each
+    /// piece once; `u64::MAX` stands for more than that.
+    pub locked_bytes: u64,
     /// Its devices are all simulated.
     pub simulated: bool,
 }
@@ -64,10 +67,14 @@ pub struct TableInfo {
 pub struct MappingInfo {
     /// The IOVAs.
     pub range: Range,
-    /// Where the memory is in the program.
+    /// Where the memory is in the program, or in the file.
     pub vaddr: u64,
     /// What devices may do.
     pub prot: Prot,
+    /// Whose memory.
+    pub owner: Owner,
+    /// What it is.
+    pub kind: MapKind,
     /// The memory.
     pub memory: MemoryId,
 }
@@ -104,6 +111,7 @@ impl Context {
             max_mappings: shape.geometry.max_mappings.min(self.limits.max_mappings),
             nr_mappings: space.len() as u64,
             mapped_bytes: space.mapped_bytes().try_into().unwrap_or(u64::MAX),
+            locked_bytes: space.locked_bytes().try_into().unwrap_or(u64::MAX),
             simulated: shape.simulated,
         })
     }
@@ -155,6 +163,8 @@ impl Context {
             range,
             vaddr: mapping.vaddr,
             prot: mapping.prot,
+            owner: mapping.owner,
+            kind: mapping.kind,
             memory: mapping.memory,
         }))
     }

@@ -1,18 +1,33 @@
-//! One I/O address space: what it maps. It knows page tables and devices only by name.
+//! One I/O address space: what it maps, and what of that is charged. It knows page tables and devices only by name.
 
 use std::collections::BTreeMap;
 
-use crate::{Geometry, GroupId, MemoryId, Prot, Range};
+use crate::coverage::Coverage;
+use crate::{Geometry, GroupId, MapKind, MemoryId, Owner, Prot, Range};
 
 /// A mapping, kept under its first IOVA. There may be millions: at most 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mapping {
     /// The last IOVA.
     pub(crate) last: u64,
-    /// Where the memory is in the program.
+    /// Where the memory is in what belongs to `owner`.
     pub(crate) vaddr: u64,
     pub(crate) memory: MemoryId,
+    pub(crate) owner: Owner,
     pub(crate) prot: Prot,
+    pub(crate) kind: MapKind,
+    pub(crate) charge: Charge,
+}
+
+/// How the memory of a mapping is charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Charge {
+    /// Once for the address space, however often it is mapped there.
+    Own,
+    /// When it was registered.
+    Registered,
+    /// Never.
+    Nothing,
 }
 
 const _: () = assert!(size_of::<Mapping>() <= 32);
@@ -30,17 +45,35 @@ pub(crate) struct Shape {
 pub(crate) struct Space {
     mappings: BTreeMap<u64, Mapping>,
     mapped_bytes: u128,
+    /// What is charged as [`Charge::Own`].
+    charged: BTreeMap<Owner, Coverage>,
+    locked_bytes: u128,
     /// The tables that show it.
     pub(crate) tables: Vec<GroupId>,
     /// That of its tables; without tables, that of the last it had; `None` before the first.
     pub(crate) shape: Option<Shape>,
+    /// Changes with everything above, and with the devices of its tables.
+    pub(crate) generation: u64,
 }
 
-/// What [`Space::remove`] took out.
+/// What [`Space::remove`] and [`Space::into_removed`] took out.
 #[derive(Debug, Default)]
 pub(crate) struct Removed {
     pub(crate) memories: Vec<MemoryId>,
     pub(crate) bytes: u128,
+    /// Bytes that are charged no more; never 0. An owner may come up several times.
+    pub(crate) uncharged: Vec<(Owner, u128)>,
+    /// Of each mapping that was made from registered memory, where that memory is.
+    pub(crate) registered: Vec<(Owner, u64)>,
+}
+
+impl Removed {
+    fn take(&mut self, mapping: &Mapping) {
+        self.memories.push(mapping.memory);
+        if mapping.charge == Charge::Registered {
+            self.registered.push((mapping.owner, mapping.vaddr));
+        }
+    }
 }
 
 impl Space {
@@ -95,9 +128,27 @@ impl Space {
         Ok(lowest.and_then(|start| Range::new(start, highest.last())))
     }
 
+    /// How many bytes it is charged for.
+    pub(crate) fn locked_bytes(&self) -> u128 {
+        self.locked_bytes
+    }
+
+    /// How many bytes more it would be charged for with a mapping.
+    pub(crate) fn charge(&self, iova: u64, mapping: &Mapping) -> u64 {
+        match (mapping.charge, self.charged.get(&mapping.owner)) {
+            (Charge::Own, Some(charged)) => charged.uncovered(source(iova, mapping)),
+            (Charge::Own, None) => mapping.last - iova + 1,
+            (Charge::Registered | Charge::Nothing, _) => 0,
+        }
+    }
+
     /// Adds a mapping that overlaps no other.
     pub(crate) fn insert(&mut self, iova: u64, mapping: Mapping) {
         self.mapped_bytes += extent((&iova, &mapping)).0.bytes();
+        if mapping.charge == Charge::Own {
+            let charged = self.charged.entry(mapping.owner).or_default();
+            self.locked_bytes += u128::from(charged.add(source(iova, &mapping)));
+        }
         self.mappings.insert(iova, mapping);
     }
 
@@ -108,7 +159,8 @@ impl Space {
         while let Some(start) = next {
             let Some(mapping) = self.mappings.remove(&start) else { break };
             removed.bytes += extent((&start, &mapping)).0.bytes();
-            removed.memories.push(mapping.memory);
+            removed.take(&mapping);
+            self.uncharge(start, &mapping, &mut removed);
             next = Range::new(mapping.last, range.last())
                 .filter(|rest| mapping.last < rest.last())
                 .and_then(|rest| self.iter(rest).next())
@@ -118,15 +170,47 @@ impl Space {
         removed
     }
 
-    /// The memory of all mappings, for one who drops them all.
-    pub(crate) fn memories(&self) -> impl Iterator<Item = MemoryId> + use<'_> {
-        self.mappings.values().map(|mapping| mapping.memory)
+    /// Removes everything.
+    pub(crate) fn into_removed(self) -> Removed {
+        let charged = self.charged.iter().map(|(&owner, charged)| (owner, charged.covered()));
+        let mut removed = Removed {
+            bytes: self.mapped_bytes,
+            uncharged: charged.collect(),
+            ..Removed::default()
+        };
+        self.mappings.values().for_each(|mapping| removed.take(mapping));
+        removed
+    }
+
+    /// Charges a mapping that is gone no more.
+    fn uncharge(&mut self, iova: u64, mapping: &Mapping, removed: &mut Removed) {
+        if mapping.charge != Charge::Own {
+            return;
+        }
+        let Some(charged) = self.charged.get_mut(&mapping.owner) else { return };
+        let bytes = u128::from(charged.remove(source(iova, mapping)));
+        if charged.covered() == 0 {
+            self.charged.remove(&mapping.owner);
+        }
+        if bytes > 0 {
+            self.locked_bytes -= bytes;
+            match removed.uncharged.last_mut() {
+                Some((owner, sum)) if *owner == mapping.owner => *sum += bytes,
+                _ => removed.uncharged.push((mapping.owner, bytes)),
+            }
+        }
     }
 
     /// The highest mapping that begins at or below `iova`.
     fn last_before(&self, iova: u64) -> Option<(Range, &Mapping)> {
         self.mappings.range(..=iova).next_back().map(extent)
     }
+}
+
+/// Where the memory of a mapping is in what belongs to its owner.
+fn source(iova: u64, mapping: &Mapping) -> Range {
+    let last = mapping.vaddr + (mapping.last - iova);
+    Range::new(mapping.vaddr, last).expect("the memory of a mapping does not wrap")
 }
 
 /// A mapping with the IOVAs that it covers.

@@ -24,6 +24,8 @@ pub(crate) struct Table {
     pub(crate) shows: Option<Ioasid>,
     /// It may hold something other than what it shows.
     pub(crate) broken: bool,
+    /// Changes with everything above.
+    pub(crate) generation: u64,
 }
 
 impl Table {

@@ -5,7 +5,9 @@ use ioasid_uapi::errno::*;
 use crate::fake::{Fake, Refusal};
 use crate::*;
 
-const LIMITS: Limits = Limits { max_ioasids: 4, max_devices: 8, max_mappings: 8 };
+const LIMITS: Limits =
+    Limits { max_ioasids: 4, max_devices: 8, max_mappings: 8, max_registered: 3 };
+const ME: Owner = Owner(1);
 const A: GroupId = GroupId(10);
 const B: GroupId = GroupId(11);
 /// The IOVAs under VT-d, with the hole for interrupts.
@@ -25,7 +27,8 @@ fn range(start: u64, last: u64) -> Range {
 }
 
 fn map_at(iova: u64, size: u64) -> Map {
-    Map { iova, size, vaddr: 0x7000_0000_0000, prot: Prot::READ_WRITE }
+    let (owner, kind) = (ME, MapKind::Memory);
+    Map { iova, size, vaddr: 0x7000_0000_0000, prot: Prot::READ_WRITE, owner, kind }
 }
 
 /// A context, its hardware and the next memory to map.
@@ -245,6 +248,7 @@ fn info_tells_geometry_and_contents() {
         max_mappings: LIMITS.max_mappings,
         nr_mappings: 1,
         mapped_bytes: 0x3000,
+        locked_bytes: 0x3000,
         simulated: false,
     };
     assert_eq!(setup.context.info(ioasid), Ok(expected));
@@ -647,16 +651,319 @@ fn a_device_whose_table_is_too_small_cannot_be_attached() {
 // Plans and hardware.
 
 #[test]
-fn a_plan_is_refused_once_the_state_has_changed() {
+fn a_plan_is_refused_once_its_ioasid_has_changed() {
     let (mut setup, _, ioasid) = Setup::attached(vtd());
     let plan = setup.context.plan_map(ioasid, map_at(0, 0x1000), MemoryId(99)).unwrap();
-    setup.context.alloc().unwrap();
     setup.execute(Ok(plan.clone())).unwrap();
     assert_eq!(refusal(setup.execute(Ok(plan))), Error::StalePlan);
     let plan = setup.context.plan_unmap(ioasid, Unmap::All);
     setup.bind(A, "a1", vtd());
     assert_eq!(refusal(setup.execute(plan)), Error::StalePlan);
     assert_eq!(Error::StalePlan.errno(), EBUSY);
+}
+
+#[test]
+fn a_plan_is_not_disturbed_by_what_happens_to_other_ioasids_and_groups() {
+    let (mut setup, _, ioasid) = Setup::attached(vtd());
+    let map = setup.context.plan_map(ioasid, map_at(0, 0x1000), MemoryId(99));
+    let c0 = setup.bind(GroupId(12), "c0", vtd());
+    let attach = setup.context.plan_attach(c0, ioasid);
+    let other = setup.context.alloc().unwrap();
+    let b0 = setup.bind(B, "b0", vtd());
+    setup.attach(b0, other).unwrap();
+    setup.map(other, map_at(0, 0x1000)).unwrap();
+    setup.unmap(other, 0, 0x1000).unwrap();
+    setup.context.register(ME, 0, 0x1000, MemoryId(77)).unwrap();
+    setup.context.unregister(ME, 0, 0x1000).unwrap();
+    setup.detach(b0, other).unwrap();
+    setup.execute(setup.context.plan_free(other)).unwrap();
+    setup.execute(setup.context.plan_unbind(b0)).unwrap();
+    assert_eq!(setup.context.check(attach.as_ref().unwrap()), Ok(()));
+    setup.execute(map).unwrap();
+    assert_eq!(refusal(setup.execute(attach)), Error::StalePlan);
+}
+
+#[test]
+fn a_group_that_is_bound_anew_does_not_make_an_old_plan_valid() {
+    let mut setup = Setup::new();
+    let ioasid = setup.context.alloc().unwrap();
+    let device = setup.bind(A, "a0", vtd());
+    let (attach, unbind) =
+        (setup.context.plan_attach(device, ioasid), setup.context.plan_unbind(device));
+    setup.execute(setup.context.plan_unbind(device)).unwrap();
+    setup.bind(A, "a0", vtd());
+    assert_eq!(refusal(setup.execute(attach)), Error::StalePlan);
+    assert_eq!(refusal(setup.execute(unbind)), Error::StalePlan);
+}
+
+#[test]
+fn a_broken_table_makes_plans_for_what_it_shows_stale() {
+    let (mut setup, _, ioasid) = two_tables();
+    let map = setup.context.plan_map(ioasid, map_at(0x5000, 0x1000), MemoryId(99));
+    setup.hardware.refuse([1, 2]);
+    setup.unmap(ioasid, 0x1000, 0x1000).unwrap_err();
+    assert_eq!(refusal(setup.execute(map)), Error::StalePlan);
+}
+
+/// A context behind a lock that every question takes.
+struct Shared<'a>(&'a std::sync::Mutex<Context>);
+
+impl Contents for Shared<'_> {
+    fn entries(&self, ioasid: Ioasid, range: Range) -> Vec<Entry> {
+        self.0.try_lock().expect("nobody holds the lock").entries(ioasid, range)
+    }
+
+    fn shown(&self, group: GroupId) -> Option<Ioasid> {
+        self.0.try_lock().expect("nobody holds the lock").shown(group)
+    }
+}
+
+#[test]
+fn a_shared_context_is_not_locked_while_hardware_works() {
+    /// Gives another command whenever it is called.
+    struct Busy<'a>(&'a std::sync::Mutex<Context>, Fake);
+    impl Hardware for Busy<'_> {
+        type Error = Refusal;
+        fn map(&mut self, group: GroupId, entry: Entry) -> Result<(), Refusal> {
+            self.0.try_lock().expect("nobody holds the lock").alloc().unwrap();
+            self.1.map(group, entry)
+        }
+        fn unmap(&mut self, group: GroupId, iova: u64, size: u64) -> Result<(), Refusal> {
+            self.1.unmap(group, iova, size)
+        }
+        fn clear(&mut self, group: GroupId) -> Result<(), Refusal> {
+            self.1.clear(group)
+        }
+    }
+    let (mut setup, device, ioasid) = two_tables();
+    setup.detach(device, ioasid).unwrap();
+    setup.hardware.refuse([]);
+    let context = std::sync::Mutex::new(setup.context);
+    let mut hardware = Busy(&context, setup.hardware);
+    let attach = context.lock().unwrap().plan_attach(device, ioasid).unwrap();
+    assert_eq!(attach.work(&Shared(&context)), 0x2000);
+    let carried = attach.carry_out(&Shared(&context), &mut hardware).unwrap();
+    context.lock().unwrap().commit(attach, carried).unwrap();
+    let setup = Setup { hardware: hardware.1, context: context.into_inner().unwrap(), ..setup };
+    assert_eq!(setup.table(B), [0x1000, 0x3000]);
+    assert_eq!(setup.context.ioasids().count(), 3);
+}
+
+#[test]
+fn the_work_of_a_plan_is_what_all_its_tables_are_given() {
+    let (mut setup, _, ioasid) = two_tables();
+    let work = |setup: &Setup, plan: Result<Plan, Error>| plan.unwrap().work(&setup.context);
+    let map = setup.context.plan_map(ioasid, map_at(0x8000, 0x3000), MemoryId(99));
+    assert_eq!(work(&setup, map), 2 * 0x3000);
+    assert_eq!(work(&setup, setup.context.plan_unmap(ioasid, Unmap::All)), 0);
+    let (mut whole, _, all) = Setup::attached(geometry(0x1000, &[(0, u64::MAX)], 10));
+    whole.map(all, Map { vaddr: 0, ..map_at(0, 1 << 63) }).unwrap();
+    whole.map(all, Map { vaddr: 0, ..map_at(1 << 63, 1 << 63) }).unwrap();
+    let device = whole.bind(B, "b0", geometry(0x1000, &[(0, u64::MAX)], 10));
+    assert_eq!(work(&whole, whole.context.plan_attach(device, all)), u64::MAX);
+    let c0 = setup.bind(GroupId(12), "c0", vtd());
+    assert_eq!(work(&setup, setup.context.plan_attach(c0, ioasid)), 0x2000);
+}
+
+#[test]
+fn a_release_is_never_stale_but_makes_what_is_under_way_stale() {
+    let (mut setup, _, ioasid) = Setup::attached(vtd());
+    let release = setup.context.plan_release();
+    let plan = setup.context.plan_map(ioasid, map_at(0, 0x1000), MemoryId(99)).unwrap();
+    let carried = plan.carry_out(&setup.context, &mut setup.hardware).unwrap();
+    setup.bind(B, "b0", vtd());
+    assert_eq!(setup.execute(Ok(release)).unwrap().retired, [A, B]);
+    assert_eq!(setup.context.commit(plan, carried), Err(Error::StalePlan));
+}
+
+// Registered memory.
+
+const MEMORY: u64 = 0x7000_0000_0000;
+
+#[test]
+fn ranges_are_registered_without_overlap_and_unregistered_exactly() {
+    let mut context = Context::new(LIMITS);
+    let (half, top) = (0x8000, 0u64.wrapping_sub(0x1000));
+    assert_eq!(context.check_register(ME, 0, 0).unwrap_err().errno(), EINVAL);
+    assert_eq!(context.check_register(ME, top, 0x2000).unwrap_err().errno(), EOVERFLOW);
+    context.register(ME, half, half, MemoryId(1)).unwrap();
+    for (vaddr, size) in [(half, half), (0, half + 1), (2 * half - 1, 1), (0, 4 * half)] {
+        let error = context.register(ME, vaddr, size, MemoryId(9)).unwrap_err();
+        let registered = range(half, 2 * half - 1);
+        assert!(
+            matches!(error, Error::RegisteredOverlap { registered: at, .. } if at == registered)
+        );
+        assert_eq!(error.errno(), EEXIST);
+    }
+    context.register(ME, 2 * half, half, MemoryId(2)).unwrap();
+    context.register(Owner(2), half, half, MemoryId(3)).unwrap();
+    assert_eq!(context.register(ME, 0, half, MemoryId(9)).unwrap_err().errno(), ENOSPC);
+    let all = [(ME, 1, half), (ME, 2, 2 * half), (Owner(2), 3, half)];
+    let all = all.map(|(owner, id, at)| (owner, range(at, at + half - 1), MemoryId(id), 0));
+    assert!(context.registrations().eq(all));
+    for (owner, vaddr, size) in [(ME, half, 2 * half), (ME, half, 1), (Owner(3), half, half)] {
+        assert_eq!(context.unregister(owner, vaddr, size).unwrap_err().errno(), ENOENT);
+    }
+    assert_eq!(context.unregister(ME, half, 0).unwrap_err().errno(), EINVAL);
+    assert_eq!(context.unregister(ME, top, 0x2000).unwrap_err().errno(), EOVERFLOW);
+    assert_eq!(context.unregister(ME, half, half), Ok(MemoryId(1)));
+    context.register(ME, 0, half, MemoryId(9)).unwrap();
+}
+
+#[test]
+fn once_anything_is_registered_memory_is_mapped_from_registered_ranges_only() {
+    let (mut setup, _, ioasid) = Setup::attached(vtd());
+    let before = setup.map(ioasid, map_at(0, 0x1000)).unwrap();
+    assert_eq!(setup.context.registered(ME, 0, 1), Ok(None));
+    setup.context.register(ME, MEMORY, 0x4000, MemoryId(77)).unwrap();
+    let found = Registered { memory: MemoryId(77), offset: 0x1000 };
+    assert_eq!(setup.context.registered(ME, MEMORY + 0x1000, 0x3000), Ok(Some(found)));
+    let inside = Map { vaddr: MEMORY + 0x1000, ..map_at(0x10_0000, 0x3000) };
+    for outside in [
+        Map { size: 0x4000, ..inside },
+        Map { vaddr: MEMORY - 0x1000, ..inside },
+        Map { owner: Owner(2), ..inside },
+    ] {
+        let error = refusal(setup.map(ioasid, outside));
+        assert!(matches!(error, Error::OutsideRegistered { .. }), "{error}");
+        assert_eq!(error.errno(), EFAULT);
+        assert_eq!(setup.context.check_map(ioasid, outside), Ok(()));
+        for kind in [MapKind::File, MapKind::Device] {
+            setup.map(ioasid, Map { kind, ..outside }).unwrap();
+            setup.unmap(ioasid, outside.iova, outside.size).unwrap();
+        }
+    }
+    setup.map(ioasid, inside).unwrap();
+    assert_eq!(setup.unmap(ioasid, 0, 0x1000).unwrap().released, [before]);
+}
+
+#[test]
+fn ranges_that_touch_are_not_one_registered_range() {
+    let (mut setup, _, ioasid) = Setup::attached(vtd());
+    setup.context.register(ME, MEMORY, 0x1000, MemoryId(77)).unwrap();
+    setup.context.register(ME, MEMORY + 0x1000, 0x1000, MemoryId(78)).unwrap();
+    assert_eq!(errno(setup.map(ioasid, map_at(0, 0x2000))), EFAULT);
+}
+
+#[test]
+fn registered_memory_stays_registered_while_it_is_mapped() {
+    let (mut setup, device, ioasid) = Setup::attached(vtd());
+    setup.map(ioasid, map_at(0, 0x1000)).unwrap();
+    setup.context.register(ME, MEMORY, 0x4000, MemoryId(77)).unwrap();
+    setup.context.unregister(ME, MEMORY, 0x4000).unwrap();
+    setup.context.register(ME, MEMORY, 0x4000, MemoryId(77)).unwrap();
+    for (iova, owner, vaddr) in [(0x10_0000, Owner(2), MEMORY), (0x11_0000, ME, 0)] {
+        setup.context.register(owner, vaddr, 0x1000, MemoryId(78)).unwrap();
+        setup.map(ioasid, Map { owner, vaddr, ..map_at(iova, 0x1000) }).unwrap();
+    }
+    setup.map(ioasid, map_at(0x21_0000, 0x1000)).unwrap();
+    setup.map(ioasid, Map { vaddr: MEMORY + 0x3000, ..map_at(0x25_0000, 0x1000) }).unwrap();
+    let users: Vec<u64> = setup.context.registrations().map(|(.., users)| users).collect();
+    assert_eq!(users, [1, 2, 1]);
+    let error = setup.context.unregister(ME, MEMORY, 0x4000).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the registered memory 0x700000000000-0x700000003fff is in use: IOASID 1 maps memory of it \
+         at the IOVAs 0x210000-0x210fff: unmap that first"
+    );
+    assert_eq!(error.errno(), EBUSY);
+    setup.unmap(ioasid, 0x21_0000, 0x1000).unwrap();
+    assert_eq!(setup.context.unregister(ME, MEMORY, 0x4000).unwrap_err().errno(), EBUSY);
+    setup.detach(device, ioasid).unwrap();
+    setup.execute(setup.context.plan_free(ioasid)).unwrap();
+    assert_eq!(setup.context.unregister(ME, MEMORY, 0x4000), Ok(MemoryId(77)));
+}
+
+#[test]
+fn a_map_of_registered_memory_is_stale_once_that_is_unregistered_unless_it_was_held() {
+    let (mut setup, _, ioasid) = Setup::attached(vtd());
+    setup.context.register(ME, MEMORY, 0x4000, MemoryId(77)).unwrap();
+    let plan = setup.context.plan_map(ioasid, map_at(0, 0x1000), MemoryId(99)).unwrap();
+    let hold = setup.context.hold(&plan).unwrap();
+    let error = setup.context.unregister(ME, MEMORY, 0x4000).unwrap_err();
+    assert!(error.to_string().ends_with("memory of it is being mapped: try again"), "{error}");
+    assert_eq!(error.errno(), EBUSY);
+    setup.context.let_go(hold);
+    setup.context.unregister(ME, MEMORY, 0x4000).unwrap();
+    assert_eq!(setup.context.check(&plan), Err(Error::StalePlan));
+    setup.context.register(ME, MEMORY, 0x4000, MemoryId(78)).unwrap();
+    assert_eq!(setup.context.hold(&plan).unwrap_err(), Error::StalePlan);
+}
+
+#[test]
+fn release_forgets_what_was_registered() {
+    let (mut setup, _, ioasid) = Setup::attached(vtd());
+    setup.context.register(ME, MEMORY, 0x4000, MemoryId(77)).unwrap();
+    let mapped = setup.map(ioasid, map_at(0, 0x1000)).unwrap();
+    let outcome = setup.execute(Ok(setup.context.plan_release())).unwrap();
+    assert_eq!((outcome.released, outcome.uncharged), (vec![mapped, MemoryId(77)], vec![]));
+    assert_eq!(setup.context.registrations().count(), 0);
+}
+
+// What is charged.
+
+impl Setup {
+    /// Maps; says what that was charged.
+    fn charge(&mut self, ioasid: Ioasid, map: Map) -> u64 {
+        let plan = self.context.plan_map(ioasid, map, MemoryId(self.next_memory)).unwrap();
+        let charge = plan.charge();
+        self.next_memory += 1;
+        self.execute(Ok(plan)).unwrap();
+        charge
+    }
+
+    fn locked(&self, ioasid: Ioasid) -> u64 {
+        self.context.info(ioasid).unwrap().locked_bytes
+    }
+}
+
+#[test]
+fn memory_is_charged_once_for_an_ioasid_however_often_it_is_mapped_and_by_however_many_devices() {
+    let (mut setup, _, ioasid) = two_tables();
+    assert_eq!(setup.locked(ioasid), 0x1000);
+    assert_eq!(setup.charge(ioasid, map_at(0x10_0000, 0x3000)), 0x2000);
+    let half = Map { vaddr: MEMORY + 0x2000, ..map_at(0x20_0000, 0x2000) };
+    assert_eq!(setup.charge(ioasid, half), 0x1000);
+    assert_eq!(setup.locked(ioasid), 0x4000);
+    assert_eq!(setup.unmap(ioasid, 0x10_0000, 0x3000).unwrap().uncharged, [(ME, 0x1000)]);
+    assert_eq!(setup.unmap(ioasid, 0x1000, 0x1000).unwrap().uncharged, []);
+    let outcome = setup.execute(setup.context.plan_unmap(ioasid, Unmap::All)).unwrap();
+    assert_eq!((outcome.uncharged, setup.locked(ioasid)), (vec![(ME, 0x3000)], 0));
+}
+
+#[test]
+fn each_ioasid_and_each_owner_is_charged_by_itself() {
+    let (mut setup, device, ioasid) = Setup::attached(vtd());
+    let (b0, other) = (setup.bind(B, "b0", vtd()), setup.context.alloc().unwrap());
+    setup.attach(b0, other).unwrap();
+    let (you, file) = (Owner(2), Owner(3));
+    assert_eq!(setup.charge(ioasid, map_at(0, 0x1000)), 0x1000);
+    assert_eq!(setup.charge(other, map_at(0, 0x1000)), 0x1000);
+    assert_eq!(setup.charge(ioasid, Map { owner: you, ..map_at(0x1000, 0x2000) }), 0x2000);
+    let map = Map { owner: file, kind: MapKind::File, ..map_at(0x4000, 0x1000) };
+    assert_eq!(setup.charge(ioasid, map), 0x1000);
+    assert_eq!(setup.charge(ioasid, Map { iova: 0x6000, ..map }), 0);
+    assert_eq!(setup.locked(ioasid), 0x4000);
+    setup.detach(device, ioasid).unwrap();
+    assert_eq!(setup.locked(ioasid), 0x4000, "it stays pinned");
+    let outcome = setup.execute(setup.context.plan_free(ioasid)).unwrap();
+    assert_eq!(outcome.uncharged, [(ME, 0x1000), (you, 0x2000), (file, 0x1000)]);
+    assert_eq!(setup.execute(Ok(setup.context.plan_release())).unwrap().uncharged, [(ME, 0x1000)]);
+}
+
+#[test]
+fn registered_memory_and_registers_of_devices_charge_no_ioasid() {
+    let (mut setup, _, ioasid) = Setup::attached(vtd());
+    let own = setup.charge(ioasid, map_at(0, 0x1000));
+    setup.context.register(ME, MEMORY, 0x4000, MemoryId(77)).unwrap();
+    let registers = Map { kind: MapKind::Device, ..map_at(0x8000, 0x1000) };
+    assert_eq!((own, setup.charge(ioasid, map_at(0x1000, 0x4000))), (0x1000, 0));
+    assert_eq!((setup.charge(ioasid, registers), setup.locked(ioasid)), (0, 0x1000));
+    let kinds = setup.context.mappings(ioasid).unwrap().map(|m| (m.owner, m.kind));
+    let kinds: Vec<(Owner, MapKind)> = kinds.collect();
+    assert_eq!(kinds, [(ME, MapKind::Memory), (ME, MapKind::Memory), (ME, MapKind::Device)]);
+    assert_eq!(setup.unmap(ioasid, 0x1000, 0x8000).unwrap().uncharged, []);
+    assert_eq!(setup.unmap(ioasid, 0, 0x1000).unwrap().uncharged, [(ME, 0x1000)]);
 }
 
 /// Two tables that show one address space with two mappings.

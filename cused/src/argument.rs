@@ -8,15 +8,13 @@
 //! before it changes anything. Retry is the fallback where the caller cannot be reached (it
 //! lives outside the daemon's pid namespace), and only CUSE offers it.
 
-use std::collections::BTreeSet;
-
 use cuse_channel::{Interrupt, IoVec};
-use parking_lot::Mutex;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::caller::Tid;
 use crate::failure::Failure;
+use crate::stages::Stages;
 
 /// How the memory of callers is reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
@@ -36,7 +34,10 @@ pub enum Stop {
     Refuse(Failure),
     /// The kernel must gather more of the caller's memory first: see [`CallerMemory::wanted`].
     Retry,
-    /// The caller has its answer already: it was interrupted while its memory could not be read.
+    /// A signal waits for the caller, and nothing has been done: once it is handled, the kernel
+    /// makes the call anew.
+    Restart,
+    /// The caller has its answer already: see [`stages`](crate::stages).
     Abandoned,
 }
 
@@ -52,52 +53,13 @@ impl From<ioasid::Error> for Stop {
     }
 }
 
-/// The calls whose memory is being read directly at this moment.
-///
-/// A program decides when its memory can be read: what lies behind an address may be served by a
-/// program (userfaultfd, FUSE), even by the caller's own. A killed caller waits for our answer and keeps
-/// all that open while we wait for its memory. So a signal ends such a call at once: the caller gets
-/// EINTR, dies or goes on, and whatever the read yields is thrown away. Only reads can be
-/// abandoned: afterwards the thread id may be another's, which must not be written to.
-#[derive(Debug, Default)]
-pub struct Reads(Mutex<BTreeSet<u64>>);
-
-impl Reads {
-    /// Gives up the read of request `unique`, if one is under way: its caller may be answered.
-    pub fn abandon(&self, unique: u64) -> bool {
-        self.0.lock().remove(&unique)
-    }
-
-    fn guard<T>(
-        &self,
-        unique: u64,
-        interrupt: &Interrupt,
-        read: impl FnOnce() -> T,
-    ) -> Result<T, Stop> {
-        self.0.lock().insert(unique);
-        // An interrupt is marked before `abandon` is called: one that came too early for it is
-        // seen here.
-        if interrupt.is_set() {
-            return Err(match self.abandon(unique) {
-                true => Failure::interrupted().into(),
-                false => Stop::Abandoned,
-            });
-        }
-        let result = read();
-        match self.abandon(unique) {
-            true => Ok(result),
-            false => Err(Stop::Abandoned),
-        }
-    }
-}
-
 /// A place in the caller's memory whose bytes will be written when the request succeeds.
 #[derive(Clone, Copy, Debug)]
 pub struct Output(usize);
 
 /// The memory of the caller of one request.
 pub struct CallerMemory<'a> {
-    reads: &'a Reads,
+    stages: &'a Stages,
     unique: u64,
     interrupt: &'a Interrupt,
     tid: Option<Tid>,
@@ -112,13 +74,13 @@ pub struct CallerMemory<'a> {
 
 impl<'a> CallerMemory<'a> {
     /// The memory behind `request`.
-    pub fn new(request: &cuse_channel::Ioctl<'a>, access: Access, reads: &'a Reads) -> Self {
+    pub fn new(request: &cuse_channel::Ioctl<'a>, access: Access, stages: &'a Stages) -> Self {
         let tid = Tid::new(request.caller.tid);
         let repeated = !request.input.is_empty() || request.output_size > 0;
         let by_retry =
             request.unrestricted && (repeated || tid.is_none() || access == Access::Retry);
         Self {
-            reads,
+            stages,
             unique: request.unique,
             interrupt: request.interrupt,
             tid,
@@ -163,9 +125,9 @@ impl<'a> CallerMemory<'a> {
         }
         if !self.by_retry {
             let result = match self.tid {
-                Some(tid) => {
-                    self.reads.guard(self.unique, self.interrupt, || tid.read(address, buffer))?
-                }
+                Some(tid) => self
+                    .stages
+                    .reading(self.unique, self.interrupt, || tid.read(address, buffer))?,
                 None => Err(Errno::PERM),
             };
             match result {
@@ -252,11 +214,24 @@ impl<'a> CallerMemory<'a> {
     where
         T: FromBytes + IntoBytes + Immutable,
     {
+        self.structure_of(address, &[])
+    }
+
+    /// Reads a structure that has grown, and may also have one of its `former` sizes; what is
+    /// beyond that is zero.
+    fn structure_of<T>(&mut self, address: u64, former: &[u32]) -> Result<T, Stop>
+    where
+        T: FromBytes + IntoBytes + Immutable,
+    {
         let mut value = T::new_zeroed();
         let size = size_of::<T>();
         // A structure that the program has cut short may end where its memory does.
         let read = self.read_some(address, value.as_mut_bytes(), size_of::<u32>())?;
         let argsz = value.as_bytes().first_chunk().map_or(0, |first| u32::from_ne_bytes(*first));
+        if former.contains(&argsz) && read >= argsz as usize {
+            value.as_mut_bytes()[argsz as usize..].fill(0);
+            return Ok(value);
+        }
         if (argsz as usize) < size {
             return Err(Failure::invalid(format!(
                 "argsz is {argsz}, but the structure has {size} bytes: set it to sizeof the structure"
@@ -280,9 +255,18 @@ impl<'a> CallerMemory<'a> {
     where
         T: FromBytes + IntoBytes + Immutable,
     {
+        self.exchange_of(address, &[])
+    }
+
+    /// As [`exchange`](Self::exchange), for a structure that had the sizes `former` before. Of a
+    /// shorter one no more than its size must be written.
+    pub fn exchange_of<T>(&mut self, address: u64, former: &[u32]) -> Result<(T, Output), Stop>
+    where
+        T: FromBytes + IntoBytes + Immutable,
+    {
         // Reserved first, so that by retry one more round gathers the input and makes the room.
         let output = self.reserve(address, size_of::<T>());
-        Ok((self.structure(address)?, output))
+        Ok((self.structure_of(address, former)?, output))
     }
 
     fn check_tail(&mut self, address: u64, size: usize, argsz: u32) -> Result<(), Stop> {
@@ -345,28 +329,23 @@ mod tests {
         output_size: usize,
         use_memory: impl FnOnce(&mut CallerMemory<'_>) -> T,
     ) -> (T, Vec<IoVec>, Vec<IoVec>) {
-        let (interrupt, responder, reads) =
-            (Interrupt::new(), Responder::detached(), Reads::default());
+        let (interrupt, responder, stages) =
+            (Interrupt::new(), Responder::detached(), Stages::default());
         let call = Ioctl::detached(0, ADDRESS, &interrupt, &responder);
         let request = Ioctl { unrestricted: true, input, output_size, ..call };
-        let mut memory = CallerMemory::new(&request, Access::Retry, &reads);
+        let mut memory = CallerMemory::new(&request, Access::Retry, &stages);
         let result = use_memory(&mut memory);
         let (inputs, outputs) = memory.wanted();
         (result, inputs, outputs)
     }
 
     /// Reads a structure of this process itself, directly.
-    fn directly(address: u64, interrupted: bool) -> Result<UnmapDma, Stop> {
-        let (interrupt, responder, reads) =
-            (Interrupt::new(), Responder::detached(), Reads::default());
-        if interrupted {
-            interrupt.set();
-        }
+    fn directly(address: u64) -> Result<UnmapDma, Stop> {
+        let (interrupt, responder, stages) =
+            (Interrupt::new(), Responder::detached(), Stages::default());
         let caller = Caller { tid: std::process::id(), ..Caller::default() };
         let request = Ioctl { caller, ..Ioctl::detached(0, address, &interrupt, &responder) };
-        let result = CallerMemory::new(&request, Access::Direct, &reads).structure(address);
-        assert!(reads.0.lock().is_empty(), "a read is still noted as under way");
-        result
+        CallerMemory::new(&request, Access::Direct, &stages).structure(address)
     }
 
     fn errno<T: std::fmt::Debug>(result: Result<T, Stop>) -> Errno {
@@ -412,28 +391,11 @@ mod tests {
         let structure = |argsz| UnmapDma { argsz, ..UnmapDma::default() };
         let address = |structure: &UnmapDma| std::ptr::from_ref(structure).addr() as u64;
         let good = structure(UnmapDma::ARGSZ);
-        assert_eq!(directly(address(&good), false), Ok(good));
+        assert_eq!(directly(address(&good)), Ok(good));
         let short = structure(UnmapDma::ARGSZ - 1);
-        assert_eq!(errno(directly(address(&short), false)), Errno::INVAL);
+        assert_eq!(errno(directly(address(&short))), Errno::INVAL);
         let long = structure(ioasid_uapi::ARGSZ_MAX + 1);
-        assert_eq!(errno(directly(address(&long), false)), Errno::TOOBIG);
-        assert_eq!(errno(directly(0, false)), Errno::FAULT);
-    }
-
-    #[test]
-    fn a_signal_that_is_there_already_ends_the_call_before_it_reads() {
-        let good = UnmapDma { argsz: UnmapDma::ARGSZ, ..UnmapDma::default() };
-        let address = std::ptr::from_ref(&good).addr() as u64;
-        assert_eq!(errno(directly(address, true)), Errno::INTR);
-    }
-
-    #[test]
-    fn a_read_can_be_abandoned_once_and_only_while_it_lasts() {
-        let reads = Reads::default();
-        assert!(!reads.abandon(4));
-        let result = reads.guard(4, &Interrupt::new(), || reads.abandon(4));
-        assert_eq!(result, Err(Stop::Abandoned));
-        assert_eq!(reads.guard(6, &Interrupt::new(), || 1), Ok(1));
-        assert!(!reads.abandon(6));
+        assert_eq!(errno(directly(address(&long))), Errno::TOOBIG);
+        assert_eq!(errno(directly(0)), Errno::FAULT);
     }
 }

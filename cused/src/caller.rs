@@ -32,6 +32,17 @@ impl Tid {
         self.0
     }
 
+    /// Whether SIGKILL is pending for it, as when its process was killed or is in execve.
+    pub fn is_killed(self) -> bool {
+        const SIGKILL: u64 = 1 << (9 - 1);
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap_or_default();
+        let pending = ["SigPnd:", "ShdPnd:"].iter().filter_map(|field| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+            u64::from_str_radix(line.trim(), 16).ok()
+        });
+        pending.fold(0, |all, set| all | set) & SIGKILL != 0
+    }
+
     fn nix(self) -> NixPid {
         NixPid::from_raw(self.0.cast_signed())
     }
@@ -97,7 +108,7 @@ impl Tid {
     }
 
     /// The process id (thread group) of the caller.
-    fn process(self) -> Result<u32, Failure> {
+    pub fn process(self) -> Result<u32, Failure> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap_or_default();
         status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok()).ok_or_else(
             || Failure::new(Errno::SRCH, "the calling process cannot be found in /proc"),

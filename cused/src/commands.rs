@@ -6,20 +6,28 @@
 //! [`memory`](crate::memory) and [`backend`](crate::backend).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cuse_channel::Interrupt;
-use ioasid::{Bind, Cookie, DeviceId, GroupId, Ioasid, Limits, Map, Prot, Unmap};
+use ioasid::{
+    Bind, Change, Contents as _, Cookie, DeviceId, GroupId, Ioasid, Limits, Map, MapKind, Owner,
+    Plan, Prot, Unmap,
+};
 use ioasid_uapi::{self as uapi, cmd, ext};
 use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
 
 use crate::argument::{CallerMemory, Output, Stop};
 use crate::backend::simulated::{Simulator, Transfer};
-use crate::backend::{Table, rights_needed, vfio};
+use crate::backend::{Effort, Table, rights_needed, vfio};
 use crate::caller::Tid;
-use crate::context::{Context, State};
+use crate::context::{Claim, Context, SharedTable, State, Turn};
 use crate::failure::Failure;
-use crate::memory::mirror;
+use crate::in_context::{Led, Scratches};
+use crate::leader::Leader;
+use crate::memory::resolve::{FileId, Resolver};
+use crate::memory::{self, Backing, Pin, Rights};
+use crate::process::{Process, Processes};
 
 /// What all opens of the node have in common.
 #[derive(Debug)]
@@ -28,12 +36,23 @@ pub struct Host {
     pub limits: Limits,
     /// The simulated devices.
     pub simulator: Arc<Simulator>,
+    /// The programs that call.
+    pub processes: Processes,
+    /// Their scratch memory.
+    pub scratches: Scratches,
+    /// The daemon is about to end.
+    pub is_ending: Arc<AtomicBool>,
 }
 
 impl Host {
     fn has_extension(&self, extension: u64) -> bool {
         match extension {
-            ext::MAP_TYPE1V2 | ext::MULTIDEV_GROUP | ext::SHARED_MEMORY => true,
+            ext::MAP_TYPE1V2
+            | ext::MULTIDEV_GROUP
+            | ext::SHARED_MEMORY
+            | ext::PRIVATE_MEMORY
+            | ext::FILE_MEMORY => true,
+            ext::REGISTER_MEMORY => memory::can_pin(),
             ext::VFIO => vfio::available(),
             ext::SIMULATED => !self.simulator.is_empty(),
             _ => false,
@@ -45,20 +64,22 @@ impl Host {
 const SIMULATED_GROUPS: u64 = 1 << 32;
 
 /// One command being served.
-pub struct Command<'a, 'm> {
+pub struct Command<'a, 'm, 'c> {
     /// What all opens share.
     pub host: &'a Host,
     /// The open that it came on.
     pub context: &'a Context,
     /// The memory of its caller.
     pub memory: &'a mut CallerMemory<'m>,
+    /// Its thread.
+    pub leader: &'a mut Leader<'c>,
     /// Whether a signal waits for its caller.
     pub interrupt: &'a Interrupt,
 }
 
 type Done = Result<i32, Stop>;
 
-impl Command<'_, '_> {
+impl<'a> Command<'a, '_, '_> {
     /// Serves ioctl `command` with argument `arg`. Returns what the ioctl returns.
     ///
     /// # Errors
@@ -66,7 +87,8 @@ impl Command<'_, '_> {
     pub fn run(&mut self, command: u32, arg: u64) -> Done {
         match command {
             cmd::CHECK_EXTENSION => Ok(self.host.has_extension(arg).into()),
-            cmd::REGISTER_MEMORY | cmd::UNREGISTER_MEMORY => self.register_memory(arg),
+            cmd::REGISTER_MEMORY => self.register_memory(arg),
+            cmd::UNREGISTER_MEMORY => self.unregister_memory(arg),
             cmd::ALLOC => self.alloc(),
             cmd::FREE => self.free(arg),
             cmd::GET_INFO => self.get_info(arg),
@@ -94,20 +116,27 @@ impl Command<'_, '_> {
     }
 
     fn alloc(&mut self) -> Done {
-        Ok(result(self.context.state.lock().engine.alloc()?.get()))
+        Ok(result(self.context.state().engine.alloc()?.get()))
     }
 
     fn free(&mut self, arg: u64) -> Done {
-        let mut state = self.context.state.lock();
-        let plan = state.engine.plan_free(by_value(arg, "IOASID")?.try_into()?)?;
-        state.execute(plan)?;
+        let ioasid = by_value(arg, "IOASID")?.try_into()?;
+        let turn = self.turn(&[Claim::Space(ioasid)])?;
+        let plan = self.context.state().engine.plan_free(ioasid)?;
+        turn.execute_simply(plan)?;
         Ok(0)
     }
 
     fn get_info(&mut self, arg: u64) -> Done {
-        let (mut info, output): (uapi::Info, _) = self.memory.exchange(arg)?;
+        let sizes = [uapi::INFO_SIZE_VER0];
+        let (mut info, output): (uapi::Info, _) = self.memory.exchange_of(arg, &sizes)?;
+        let argsz = info.argsz as usize;
         let room = info.nr_ranges as usize;
-        let space = self.context.state.lock().engine.info(info.ioasid.try_into()?)?;
+        let ioasid = info.ioasid.try_into()?;
+        let state = self.context.state();
+        let space = state.engine.info(ioasid)?;
+        (info.work_done, info.work_total) = state.progress(ioasid);
+        drop(state);
         let ranges = space.permitted.as_slice();
         let listed = if ranges.len() <= room { ranges.len() } else { 0 };
         let list = self.memory.reserve(info.ranges, listed * size_of::<uapi::IovaRange>());
@@ -124,7 +153,10 @@ impl Command<'_, '_> {
         info.max_mappings = space.max_mappings;
         info.nr_mappings = space.nr_mappings;
         info.mapped_bytes = space.mapped_bytes;
-        self.memory.write(output, info.as_bytes())?;
+        info.locked_bytes = space.locked_bytes;
+        (info.locked_used, info.locked_limit) = self.locked();
+        let known = argsz.min(size_of::<uapi::Info>());
+        self.memory.write(output, &info.as_bytes()[..known])?;
         let bytes: Vec<_> = ranges[..listed]
             .iter()
             .map(|range| uapi::IovaRange { start: range.start(), last: range.last() })
@@ -142,26 +174,154 @@ impl Command<'_, '_> {
 
     fn map_dma(&mut self, arg: u64) -> Done {
         let map: uapi::MapDma = self.memory.structure(arg)?;
-        known_flags(map.flags, uapi::MAP_READ | uapi::MAP_WRITE)?;
-        reserved(map.reserved)?;
+        known_flags(map.flags, uapi::MAP_READ | uapi::MAP_WRITE | uapi::MAP_FILE)?;
+        let is_file = map.flags & uapi::MAP_FILE != 0;
+        if !is_file && map.fd != 0 {
+            return refuse_invalid("fd is set, but not IOASID_MAP_FILE: it must then be 0");
+        }
         let read = map.flags & uapi::MAP_READ != 0;
         let write = map.flags & uapi::MAP_WRITE != 0;
         let ioasid = map.ioasid.try_into()?;
-        let prot = Prot { read, write };
-        let request = Map { iova: map.iova, size: map.size, vaddr: map.vaddr, prot };
-        self.context.state.lock().engine.check_map(ioasid, request)?;
+        let kind = if is_file { MapKind::File } else { MapKind::Memory };
+        let request = Map {
+            iova: map.iova,
+            size: map.size,
+            vaddr: map.vaddr,
+            prot: Prot { read, write },
+            owner: Owner(0),
+            kind,
+        };
+        let turn = self.turn(&[Claim::Space(ioasid)])?;
+        self.context.state().engine.check_map(ioasid, request)?;
         let tid = self.named_caller()?;
-        let backing = mirror::resolve(tid, map.vaddr, map.size, rights_needed(prot))?;
-        let mut state = self.context.state.lock();
-        self.check_interrupt()?;
-        let memory = state.remember_memory(backing);
-        let plan = state.engine.plan_map(ioasid, request, memory);
-        let done = plan.map_err(Failure::from).and_then(|plan| state.execute(plan));
-        if let Err(failure) = done {
-            state.forget_memory(memory);
-            return Err(failure.into());
+        let process = self.host.processes.of(tid)?;
+        let source = match is_file {
+            true => self.file(tid, &process, map.fd, request)?,
+            false => self.caller_memory(&turn, tid, &process, ioasid, request)?,
+        };
+        if self.leader.led().is_none() {
+            self.check_interrupt()?;
+        }
+        self.map_source(&turn, tid, &process, ioasid, request, source)?;
+        if !self.leader.conclude(0) {
+            // Nobody will ever know of this mapping.
+            let unmap = Unmap::Range { iova: map.iova, size: map.size };
+            let plan = self.context.state().engine.plan_unmap(ioasid, unmap)?;
+            turn.execute_simply(plan)?;
         }
         Ok(0)
+    }
+
+    /// The memory of a file that the caller names by its descriptor.
+    fn file(
+        &self,
+        tid: Tid,
+        process: &Arc<Process>,
+        fd: i32,
+        map: Map,
+    ) -> Result<MapSource, Failure> {
+        let resolver = Resolver { tid, process, rights: rights_needed(map.prot), devices: &[] };
+        let (backing, file) = resolver.file(fd, map.vaddr, map.size)?;
+        Ok(MapSource { backing: Arc::new(backing), base: 0, file: Some(file) })
+    }
+
+    /// The memory at an address of the caller: registered before, or to be found now.
+    fn caller_memory(
+        &mut self,
+        turn: &Turn<'_>,
+        tid: Tid,
+        process: &Arc<Process>,
+        ioasid: Ioasid,
+        map: Map,
+    ) -> Result<MapSource, Stop> {
+        let state = self.context.state();
+        let owner = state.owner(process, None);
+        let registered = state.engine.registered(owner, map.vaddr, map.size)?;
+        let known = registered.and_then(|place| {
+            let (backing, base) = state.memory(place.memory)?;
+            Some((backing, base + place.offset))
+        });
+        let tables = state.tables_of(ioasid);
+        let devices = state.vfio_devices();
+        drop(state);
+        let (backing, base) = match known {
+            Some(known) => known,
+            None => {
+                let rights = rights_needed(map.prot);
+                let resolver = Resolver { tid, process, rights, devices: &devices };
+                let leader = &mut *self.leader;
+                // Why the caller cannot be led is not always a refusal.
+                let mut stopped = None;
+                let mut populate = |vaddr| {
+                    turn.leads(process);
+                    if let Err(stop) = leader.begin(tid, process) {
+                        let why = Failure::interrupted();
+                        stopped = Some(stop);
+                        return Err(why);
+                    }
+                    let led = leader.led().map(|(led, _)| led);
+                    populate(&tables, map.iova, vaddr, led)
+                };
+                match (resolver.memory(map.vaddr, map.size, &mut populate), stopped) {
+                    (_, Some(stop)) => return Err(stop),
+                    (backing, None) => (Arc::new(backing?), 0),
+                }
+            }
+        };
+        let must_lead = backing.programs().any(|own| Arc::ptr_eq(own, process));
+        if must_lead && tables.iter().any(|table| table.lock().pins()) {
+            turn.leads(process);
+            self.leader.begin(tid, process)?;
+        }
+        Ok(MapSource { backing, base, file: None })
+    }
+
+    fn map_source(
+        &mut self,
+        turn: &Turn<'_>,
+        tid: Tid,
+        process: &Arc<Process>,
+        ioasid: Ioasid,
+        map: Map,
+        source: MapSource,
+    ) -> Result<(), Failure> {
+        let MapSource { backing, base, file } = source;
+        let kind = if backing.is_registers() { MapKind::Device } else { map.kind };
+        let mut state = self.context.state();
+        let (memory, owner) = state.remember_memory(backing, base, process, file);
+        let planned = state.engine.plan_map(ioasid, Map { owner, kind, ..map }, memory);
+        // So that what it is made from stays registered meanwhile.
+        let held = planned.and_then(|plan| Ok((state.engine.hold(&plan)?, plan)));
+        drop(state);
+        let done = held.map_err(Failure::from).and_then(|(hold, plan)| {
+            let charge = plan.charge();
+            let done = process.charge(tid, charge).and_then(|()| {
+                let done = self.execute(turn, plan);
+                done.inspect_err(|_| process.uncharge(charge))
+            });
+            self.context.state().engine.let_go(hold);
+            done
+        });
+        if done.is_err() {
+            let garbage = self.context.state().forget_memory(memory);
+            drop(garbage);
+        }
+        done.map(drop)
+    }
+
+    /// Carries out a plan that may take long, with the caller led if it is.
+    fn execute(&mut self, turn: &Turn<'_>, plan: Plan) -> Result<u64, Failure> {
+        let is_ending = &self.host.is_ending;
+        let (interrupt, tid) = (self.interrupt, self.memory.tid());
+        let stop = || match interrupt.is_set() && tid.is_some_and(Tid::is_killed) {
+            true => Err(Failure::interrupted()),
+            false if is_ending.load(Ordering::Relaxed) => {
+                Err(Failure::new(Errno::INTR, "the daemon is ending; nothing was changed"))
+            }
+            false => Ok(()),
+        };
+        let effort = Effort { led: self.leader.led(), progress: turn.progress(), stop: &stop };
+        turn.execute(plan, effort)
     }
 
     fn unmap_dma(&mut self, arg: u64) -> Done {
@@ -175,14 +335,14 @@ impl Command<'_, '_> {
             true => Unmap::All,
         };
         let ioasid = unmap.ioasid.try_into()?;
-        let mut state = self.context.state.lock();
-        let plan = state.engine.plan_unmap(ioasid, what)?;
+        let turn = self.turn(&[Claim::Space(ioasid)])?;
+        let plan = self.context.state().engine.plan_unmap(ioasid, what)?;
         if what == Unmap::All && (unmap.iova, unmap.size) != (0, 0) {
             return refuse_invalid("IOASID_UNMAP_ALL unmaps everything: iova and size must be 0");
         }
         self.check_interrupt()?;
-        unmap.size = state.execute(plan)?;
-        drop(state);
+        unmap.size = turn.execute_simply(plan)?;
+        drop(turn);
         self.memory.write(output, unmap.as_bytes())?;
         Ok(0)
     }
@@ -205,13 +365,13 @@ impl Command<'_, '_> {
                 );
             }
         };
-        let mut state = self.context.state.lock();
-        let device = source.bind(&mut state, name, Cookie(bind.cookie))?;
+        let turn = self.group_turn(source.group())?;
+        let device = source.bind(&mut self.context.state(), name, Cookie(bind.cookie))?;
         bind.device = device.0;
         self.memory.write(output, bind.as_bytes()).map_err(|failure| {
             // The program does not learn the number, so that it must not keep the device.
-            let unbound = state.engine.plan_unbind(device).map_err(Failure::from);
-            if let Err(why) = unbound.and_then(|plan| state.execute(plan)) {
+            let unbound = self.context.state().engine.plan_unbind(device).map_err(Failure::from);
+            if let Err(why) = unbound.and_then(|plan| turn.execute_simply(plan)) {
                 log::error!("device {device} stays bound until its open ends: {why}");
             }
             Stop::Refuse(failure)
@@ -220,35 +380,92 @@ impl Command<'_, '_> {
     }
 
     fn unbind_device(&mut self, arg: u64) -> Done {
-        let mut state = self.context.state.lock();
         let device = DeviceId(by_value(arg, "device")?);
+        let turn = self.group_turn(self.group_of(device)?)?;
+        let state = self.context.state();
         let plan = state.engine.plan_unbind(device)?;
         let group = state.engine.device_info(device)?.group;
         let last = state.engine.devices().filter(|device| device.group == group).count() == 1;
-        if let (true, Some(Table::Vfio(container))) = (last, state.table(group)) {
+        let table = state.table(group).filter(|_| last).cloned();
+        drop(state);
+        // Its table shows nothing, so that nobody is at work on it.
+        if let Some(table) = table
+            && let Table::Vfio(container) = &mut *table.lock()
+        {
             container.detach_group()?;
         }
-        state.execute(plan)?;
+        turn.execute_simply(plan)?;
         Ok(0)
     }
 
     fn attach_device(&mut self, arg: u64) -> Done {
         let (attach, device, ioasid) = self.attachment(arg)?;
-        let mut state = self.context.state.lock();
+        let turn = self.attachment_turn(device, ioasid)?;
+        let state = self.context.state();
         let plan = state.engine.plan_attach(device, ioasid)?;
         refuse_pasid(&attach)?;
+        let must_lead = self.must_lead(&state, &plan, device, ioasid)?;
+        drop(state);
         self.check_interrupt()?;
-        state.execute(plan)?;
+        if must_lead {
+            let tid = self.named_caller()?;
+            let process = self.host.processes.of(tid)?;
+            turn.leads(&process);
+            self.leader.begin(tid, &process)?;
+        }
+        self.execute(&turn, plan)?;
         Ok(0)
+    }
+
+    /// Whether the table of a device is to be filled with private memory, which a thread of the
+    /// process has to pin that it belongs to.
+    fn must_lead(
+        &self,
+        state: &State,
+        plan: &Plan,
+        device: DeviceId,
+        ioasid: Ioasid,
+    ) -> Result<bool, Failure> {
+        let group = state.engine.device_info(device)?.group;
+        let pins = state.table(group).is_some_and(|table| table.lock().pins());
+        let fills = |change: &Change| matches!(change, Change::Fill { .. });
+        if !pins || !plan.changes().iter().any(fills) {
+            return Ok(false);
+        }
+        let memories = state.engine.mappings(ioasid)?.filter_map(|m| state.memory(m.memory));
+        let mut private = memories.filter(|(backing, _)| backing.programs().next().is_some());
+        Ok(private.next().is_some())
     }
 
     fn detach_device(&mut self, arg: u64) -> Done {
         let (attach, device, ioasid) = self.attachment(arg)?;
-        let mut state = self.context.state.lock();
-        let plan = state.engine.plan_detach(device, ioasid)?;
+        let turn = self.attachment_turn(device, ioasid)?;
+        let plan = self.context.state().engine.plan_detach(device, ioasid)?;
         refuse_pasid(&attach)?;
-        state.execute(plan)?;
+        turn.execute_simply(plan)?;
         Ok(0)
+    }
+
+    fn attachment_turn(&self, device: DeviceId, ioasid: Ioasid) -> Result<Turn<'a>, Stop> {
+        let group = self.group_of(device)?;
+        self.turn(&[Claim::Space(ioasid), Claim::Group(group)])
+    }
+
+    /// The turn to change which devices of a group are bound, which also concerns the I/O address
+    /// space that its table shows.
+    fn group_turn(&self, group: GroupId) -> Result<Turn<'a>, Stop> {
+        loop {
+            let shown = self.context.state().engine.shown(group);
+            let claims = shown.map(Claim::Space).into_iter().chain([Claim::Group(group)]);
+            let turn = self.turn(&claims.collect::<Vec<_>>())?;
+            if self.context.state().engine.shown(group) == shown {
+                return Ok(turn);
+            }
+        }
+    }
+
+    fn group_of(&self, device: DeviceId) -> Result<GroupId, Failure> {
+        Ok(self.context.state().engine.device_info(device)?.group)
     }
 
     fn attachment(&mut self, arg: u64) -> Result<(uapi::AttachDevice, DeviceId, Ioasid), Stop> {
@@ -271,7 +488,7 @@ impl Command<'_, '_> {
     fn get_device_info(&mut self, arg: u64) -> Done {
         let (mut info, output): (uapi::DeviceInfo, _) = self.memory.exchange(arg)?;
         self.memory.ready()?;
-        let state = self.context.state.lock();
+        let state = self.context.state();
         let device = state.engine.device_info(DeviceId(info.device))?;
         let aperture = device.geometry.permitted.hull();
         info.flags = if device.simulated { uapi::DEVICE_SIMULATED } else { uapi::DEVICE_VFIO };
@@ -363,19 +580,22 @@ impl Command<'_, '_> {
         dma: &uapi::SimDma,
         buffer: &mut [u8],
     ) -> Result<(u64, Option<Failure>), Stop> {
-        let mut state = self.context.state.lock();
+        let state = self.context.state();
         let group = state.engine.device_info(DeviceId(dma.device))?.group;
-        match state.table(group) {
-            Some(Table::Simulated(table)) => Ok(match dma.flags {
+        let table = state.table(group).cloned();
+        drop(state);
+        let Some(table) = table else { return Err(not_simulated(DeviceId(dma.device)).into()) };
+        match &*table.lock() {
+            Table::Simulated(table) => Ok(match dma.flags {
                 uapi::SIM_DMA_READ => table.dma(dma.iova, Transfer::Read(buffer)),
                 _ => table.dma(dma.iova, Transfer::Write(buffer)),
             }),
-            _ => Err(not_simulated(DeviceId(dma.device)).into()),
+            Table::Vfio(_) => Err(not_simulated(DeviceId(dma.device)).into()),
         }
     }
 
     fn check_simulated(&self, device: DeviceId) -> Result<(), Stop> {
-        let state = self.context.state.lock();
+        let state = self.context.state();
         match state.engine.device_info(device)?.simulated {
             true => Ok(()),
             false => Err(not_simulated(device).into()),
@@ -392,32 +612,144 @@ impl Command<'_, '_> {
         })
     }
 
-    /// Lets a signal end the command while nothing has been changed.
-    fn check_interrupt(&self) -> Result<(), Failure> {
+    /// What the caller has locked, and may lock.
+    fn locked(&self) -> (u64, u64) {
+        let tid = self.memory.tid();
+        let process = tid.and_then(|tid| Some((self.host.processes.of(tid).ok()?, tid)));
+        process.map_or((0, u64::MAX), |(process, tid)| (process.locked(), process.lock_limit(tid)))
+    }
+
+    /// Waits for the turn to work on `claims`.
+    fn turn(&self, claims: &[Claim]) -> Result<Turn<'a>, Stop> {
+        let context: &'a Context = self.context;
+        context.turn(claims, || self.check_interrupt())
+    }
+
+    /// Lets a signal of the caller be handled while nothing has been changed.
+    fn check_interrupt(&self) -> Result<(), Stop> {
         match self.interrupt.is_set() {
-            true => Err(Failure::interrupted()),
+            true => Err(Stop::Restart),
             false => Ok(()),
         }
     }
 }
 
-/// The commands that this version refuses after checking the shape of their argument.
-impl Command<'_, '_> {
-    fn register_memory(&mut self, arg: u64) -> Done {
-        let register: uapi::RegisterMemory = self.memory.structure(arg)?;
-        known_flags(register.flags, 0)?;
-        let page = rustix::param::page_size() as u64;
-        if register.size == 0 || !(register.vaddr | register.size).is_multiple_of(page) {
-            return refuse_invalid(
-                "vaddr and size must be multiples of the page size, and size not 0",
-            );
+/// The memory that a mapping is made from.
+struct MapSource {
+    backing: Arc<Backing>,
+    /// Where in it the mapping begins.
+    base: u64,
+    /// The file, if it was named by a descriptor.
+    file: Option<FileId>,
+}
+
+/// Has a page of registers at `vaddr` of a led caller put into its page table.
+fn populate(
+    tables: &[SharedTable],
+    iova: u64,
+    vaddr: u64,
+    led: Option<&mut Led<'_>>,
+) -> Result<(), Failure> {
+    let led = led.ok_or_else(Failure::interrupted)?;
+    for table in tables {
+        if let Table::Vfio(container) = &mut *table.lock() {
+            return container.populate(iova, vaddr, led);
         }
-        no_wrap("vaddr", register.vaddr, register.size)?;
-        refuse_unsupported(
-            "memory cannot be registered yet; map it without (IOASID_EXT_REGISTER_MEMORY is 0)",
-        )
+    }
+    Err(Failure::unsupported("simulated devices cannot reach the registers of real ones"))
+}
+
+/// Registered memory.
+impl Command<'_, '_, '_> {
+    fn register_memory(&mut self, arg: u64) -> Done {
+        let (vaddr, size) = self.registration(arg)?;
+        if !memory::can_pin() {
+            return Err(memory::refuse_pin(Errno::NOSYS).into());
+        }
+        let tid = self.named_caller()?;
+        let process = self.host.processes.of(tid)?;
+        let turn = self.turn(&[Claim::Registrations])?;
+        let state = self.context.state();
+        state.engine.check_register(state.owner(&process, None), vaddr, size)?;
+        drop(state);
+        let rights = Rights::ReadWrite;
+        let resolver = Resolver { tid, process: &process, rights, devices: &[] };
+        let mut populate =
+            |_| Err(Failure::unsupported("the registers of a device cannot be registered"));
+        let mut backing = resolver.memory(vaddr, size, &mut populate)?;
+        backing.check_pinnable()?;
+        if backing.programs().next().is_some() {
+            turn.leads(&process);
+            self.leader.begin(tid, &process)?;
+        }
+        process.charge(tid, size)?;
+        let registered = self.pin(&mut backing).and_then(|()| {
+            let mut state = self.context.state();
+            let (memory, owner) = state.remember_memory(Arc::new(backing), 0, &process, None);
+            let registered = state.engine.register(owner, vaddr, size, memory);
+            registered.map_err(|error| {
+                drop(state.forget_memory(memory));
+                error.into()
+            })
+        });
+        if let Err(failure) = registered {
+            process.uncharge(size);
+            return Err(failure.into());
+        }
+        if !self.leader.conclude(0) {
+            self.unregister(&process, vaddr, size)?;
+        }
+        Ok(0)
     }
 
+    fn pin(&mut self, backing: &mut Backing) -> Result<(), Failure> {
+        let (interrupt, tid) = (self.interrupt, self.memory.tid());
+        let go_on = |_| match interrupt.is_set() && tid.is_some_and(Tid::is_killed) {
+            true => Err(Failure::interrupted()),
+            false => Ok(()),
+        };
+        let pin_there = |vaddr, len| {
+            let (led, _) = self.leader.led().ok_or_else(Failure::interrupted)?;
+            led.pin(vaddr, len)?.map(Pin::of_ring).map_err(memory::refuse_pin)
+        };
+        backing.pin(pin_there, go_on)
+    }
+
+    fn unregister_memory(&mut self, arg: u64) -> Done {
+        let (vaddr, size) = self.registration(arg)?;
+        let process = self.host.processes.of(self.named_caller()?)?;
+        let _turn = self.turn(&[Claim::Registrations])?;
+        self.unregister(&process, vaddr, size)?;
+        Ok(0)
+    }
+
+    fn unregister(&self, process: &Process, vaddr: u64, size: u64) -> Result<(), Failure> {
+        let mut state = self.context.state();
+        let owner = state.owner(process, None);
+        let memory = state.engine.unregister(owner, vaddr, size)?;
+        let garbage = state.forget_memory(memory);
+        drop(state);
+        drop(garbage);
+        process.uncharge(size);
+        Ok(())
+    }
+
+    fn registration(&mut self, arg: u64) -> Result<(u64, u64), Stop> {
+        let register: uapi::RegisterMemory = self.memory.structure(arg)?;
+        known_flags(register.flags, 0)?;
+        let uapi::RegisterMemory { vaddr, size, .. } = register;
+        let page = rustix::param::page_size() as u64;
+        if size == 0 || !(vaddr | size).is_multiple_of(page) {
+            let why = "vaddr and size must be multiples of the page size, and size not 0";
+            return Err(Failure::invalid(why).into());
+        }
+        no_wrap("vaddr", vaddr, size)?;
+        Ok((vaddr, size))
+    }
+}
+
+/// The commands that this version refuses after checking the shape of their argument.
+impl Command<'_, '_, '_> {
     fn create_nesting(&mut self) -> Done {
         refuse_unsupported("IOASIDs cannot be nested yet (IOASID_EXT_NESTING is 0)")
     }
@@ -524,12 +856,12 @@ impl Source {
         if first {
             state.insert_table(group, self.open()?);
         }
-        let geometry = state.table(group).map(|table| table.geometry().clone());
+        let geometry = state.table(group).map(|table| table.lock().geometry().clone());
         let geometry =
             geometry.unwrap_or_else(|| unreachable!("the table was there or was inserted"));
         let bound = state.engine.bind(Bind { group, geometry, simulated, name, cookie });
         if bound.is_err() && first {
-            state.remove_table(group);
+            drop(state.remove_table(group));
         }
         Ok(bound?)
     }

@@ -146,6 +146,8 @@ pub struct Limits {
     pub devices: u32,
     /// Mappings in one I/O address space.
     pub mappings: u32,
+    /// Registered ranges of memory at a time.
+    pub registered: u32,
     /// Calls in progress on one open; a further one gets EBUSY.
     pub calls: usize,
     /// Threads that serve all calls; each call in progress needs one.
@@ -154,7 +156,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { ioasids: 4096, devices: 256, mappings: 1 << 20, calls: 64, threads: 256 }
+        Self {
+            ioasids: 4096,
+            devices: 256,
+            mappings: 1 << 20,
+            registered: 4096,
+            calls: 64,
+            threads: 256,
+        }
     }
 }
 
@@ -199,8 +208,8 @@ impl Config {
 
     fn check(&self) -> anyhow::Result<()> {
         Simulator::new(&self.simulated).map_err(anyhow::Error::msg)?;
-        let Limits { ioasids, devices, mappings, calls, threads } = self.limits;
-        if [ioasids, devices, mappings].contains(&0) || [calls, threads].contains(&0) {
+        let Limits { ioasids, devices, mappings, registered, calls, threads } = self.limits;
+        if [ioasids, devices, mappings, registered].contains(&0) || [calls, threads].contains(&0) {
             bail!("limits: each must be at least 1");
         }
         if !(2..=4096).contains(&threads) {

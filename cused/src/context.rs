@@ -2,18 +2,25 @@
 //! it speaks of.
 //!
 //! Two opens share nothing but the pool of simulated devices, so that they have no lock in
-//! common either: a slow command of one delays no other.
+//! common either: a slow command of one delays no other. Within one, the lock on the state is held
+//! only to look at it and to change it. A command that works on tables, which may take long, first
+//! takes a [`Turn`] on what it works on, and so delays only commands on the same.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
-use ioasid::{Entry, ExecuteError, GroupId, Limits, MemoryId, Outcome, Plan};
-use parking_lot::Mutex;
+use ioasid::{
+    Contents, Entry, ExecuteError, GroupId, Ioasid, Limits, MemoryId, Outcome, Owner, Plan, Range,
+};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::io::Errno;
 
-use crate::backend::Table;
+use crate::backend::{Effort, Progress, Table, vfio};
 use crate::failure::Failure;
-use crate::memory::Backing;
+use crate::memory::resolve::FileId;
+use crate::memory::{Backing, BoundDevice};
+use crate::process::Process;
 
 /// How many threads' last failures an open remembers.
 const FAILURES_KEPT: usize = 64;
@@ -21,104 +28,402 @@ const FAILURES_KEPT: usize = 64;
 /// The state behind one open of the node.
 #[derive(Debug)]
 pub struct Context {
-    /// Address spaces, devices and what is mapped.
-    pub state: Mutex<State>,
+    state: Mutex<State>,
+    /// A turn has ended.
+    freed: Condvar,
     /// What failed last, for IOASID_GET_ERROR.
     pub failures: Mutex<Failures>,
 }
 
+/// What a command has for itself while it works: no other command that claims it runs at the same
+/// time. Everything else goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// What an I/O address space maps, and which tables show it.
+    Space(Ioasid),
+    /// The devices of a group and what they are attached to.
+    Group(GroupId),
+    /// Which memory is registered.
+    Registrations,
+}
+
+/// How long a command waits for its turn before it looks whether it still should.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long a program that has closed the node may keep a call of its own from ending, before it
+/// is killed: its thread is led through a call that pins memory which never comes.
+const CLOSED_GRACE: Duration = Duration::from_secs(10);
+
 impl Context {
     /// A fresh open.
     pub fn new(limits: Limits) -> Self {
-        Self { state: Mutex::new(State::new(limits)), failures: Mutex::default() }
+        Self {
+            state: Mutex::new(State::new(limits)),
+            freed: Condvar::new(),
+            failures: Mutex::default(),
+        }
+    }
+
+    /// The state, to be looked at or changed in no time: nothing may be waited for.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Waits until nobody else has any of `claims`, and claims them.
+    ///
+    /// # Errors
+    /// What `give_up` says, asked while waiting.
+    pub fn turn<E>(
+        &self,
+        claims: &[Claim],
+        give_up: impl Fn() -> Result<(), E>,
+    ) -> Result<Turn<'_>, E> {
+        let mut state = self.state.lock();
+        while state.turns.values().any(|turn| turn.conflicts(claims)) {
+            give_up()?;
+            self.freed.wait_for(&mut state, LOOK);
+        }
+        state.last_turn += 1;
+        let number = state.last_turn;
+        let progress = Arc::new(Progress::default());
+        let holder = Holder { claims: claims.to_vec(), progress: Arc::clone(&progress), led: None };
+        state.turns.insert(number, holder);
+        Ok(Turn { context: self, number, progress })
+    }
+
+    /// The open has ended. Everything is given back: now, or when the last command ends that still
+    /// runs. That can only be one whose caller is being led, and has its answer already.
+    pub fn release(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        state.is_released = true;
+        if state.turns.is_empty() {
+            let garbage = state.release();
+            drop(state);
+            drop(garbage);
+            return;
+        }
+        drop(state);
+        let context = Arc::downgrade(self);
+        let end = move || {
+            std::thread::sleep(CLOSED_GRACE);
+            if let Some(context) = context.upgrade() {
+                context.state.lock().turns.values().for_each(Holder::kill);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("closed".into()).spawn(end) {
+            log::error!("no thread to end the calls of a closed file: {error}");
+        }
     }
 }
+
+/// Who has a turn.
+#[derive(Debug)]
+struct Holder {
+    claims: Vec<Claim>,
+    progress: Arc<Progress>,
+    /// The process that is being led.
+    led: Option<Arc<Process>>,
+}
+
+impl Holder {
+    fn conflicts(&self, claims: &[Claim]) -> bool {
+        self.claims.iter().any(|claim| claims.contains(claim))
+    }
+
+    fn kill(&self) {
+        if let Some(process) = &self.led {
+            log::warn!("process {} closed the node and did not end its call: killed", process.id());
+            process.kill();
+        }
+    }
+}
+
+/// The right to work on what was claimed; given back when dropped.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    context: &'a Context,
+    number: u64,
+    progress: Arc<Progress>,
+}
+
+impl Turn<'_> {
+    /// Where the progress of the command is told.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Notes whose thread is being led.
+    pub fn leads(&self, process: &Arc<Process>) {
+        if let Some(holder) = self.context.state.lock().turns.get_mut(&self.number) {
+            holder.led = Some(Arc::clone(process));
+        }
+    }
+
+    /// Carries out a plan, and lets go of the memory and the tables that it leaves unused. Returns
+    /// how many bytes it unmapped.
+    ///
+    /// # Errors
+    /// What the hardware said; everything is then as it was.
+    pub fn execute(&self, plan: Plan, effort: Effort<'_, '_>) -> Result<u64, Failure> {
+        let shared = Shared(self.context);
+        self.progress.begin(plan.work(&shared));
+        let tables = self.context.state.lock().tables.clone();
+        let mut hardware = Hardware { context: self.context, tables, effort };
+        let carried = plan.carry_out(&shared, &mut hardware);
+        drop(hardware);
+        let mut state = self.context.state.lock();
+        match carried {
+            Ok(carried) => {
+                let outcome = state.engine.commit(plan, carried).map_err(Failure::from)?;
+                let unmapped = outcome.unmapped_bytes;
+                let garbage = state.settle(outcome);
+                drop(state);
+                drop(garbage);
+                Ok(unmapped)
+            }
+            Err(undone) => Err(refusal(state.engine.abandon(undone))),
+        }
+    }
+
+    /// Carries out a plan that pins nothing anew, unless it has to be undone.
+    ///
+    /// # Errors
+    /// As for [`execute`](Self::execute).
+    pub fn execute_simply(&self, plan: Plan) -> Result<u64, Failure> {
+        let effort = Effort { led: None, progress: &self.progress, stop: &|| Ok(()) };
+        self.execute(plan, effort)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut state = self.context.state.lock();
+        state.turns.remove(&self.number);
+        let last = state.is_released && state.turns.is_empty();
+        let garbage = last.then(|| state.release());
+        drop(state);
+        self.context.freed.notify_all();
+        drop(garbage);
+    }
+}
+
+/// The context as a plan sees it while it is carried out: locked for each look only.
+struct Shared<'a>(&'a Context);
+
+impl Contents for Shared<'_> {
+    fn entries(&self, ioasid: Ioasid, range: Range) -> Vec<Entry> {
+        self.0.state.lock().engine.entries(ioasid, range)
+    }
+
+    fn shown(&self, group: GroupId) -> Option<Ioasid> {
+        self.0.state.lock().engine.shown(group)
+    }
+}
+
+/// A table, which one command at a time changes.
+pub type SharedTable = Arc<Mutex<Table>>;
 
 /// The engine and what it commands.
 #[derive(Debug)]
 pub struct State {
     /// What exists and what is mapped.
     pub engine: ioasid::Context,
-    tables: BTreeMap<GroupId, Table>,
-    memories: HashMap<MemoryId, Arc<Backing>>,
+    tables: BTreeMap<GroupId, SharedTable>,
+    /// The VFIO groups among them: who asks for one need not wait for its table.
+    vfio_groups: BTreeMap<GroupId, Arc<vfio::Group>>,
+    memories: HashMap<MemoryId, Memory>,
     last_memory: u64,
+    owners: HashMap<Owner, OwnerInfo>,
+    owner_numbers: HashMap<OwnerKey, Owner>,
+    last_owner: u32,
+    turns: BTreeMap<u64, Holder>,
+    last_turn: u64,
+    is_released: bool,
 }
+
+/// The memory of one mapping, or registered memory.
+#[derive(Clone, Debug)]
+struct Memory {
+    backing: Arc<Backing>,
+    /// Where in the backing it begins.
+    base: u64,
+    owner: Owner,
+}
+
+/// Whose memory: of which process, and of which file if it named one.
+type OwnerKey = (u64, Option<FileId>);
+
+#[derive(Debug)]
+struct OwnerInfo {
+    key: OwnerKey,
+    /// Who is charged.
+    process: Arc<Process>,
+    /// How many memories there are of it.
+    memories: u64,
+}
+
+/// What nobody needs any more, to be dropped without the lock. The order of fields is the order in
+/// which it goes: tables that could not be cleared go before the memory that they may lead to;
+/// memory goes before the tables whose devices its registers may belong to.
+#[derive(Debug, Default)]
+pub struct Garbage {
+    _uncleared: Vec<SharedTable>,
+    _memories: Vec<Memory>,
+    _tables: Vec<SharedTable>,
+}
+
+/// Of owners that the engine has never seen: nothing is registered for it, and nothing mapped.
+const NOBODY: Owner = Owner(0);
 
 impl State {
     fn new(limits: Limits) -> Self {
         Self {
             engine: ioasid::Context::new(limits),
             tables: BTreeMap::new(),
+            vfio_groups: BTreeMap::new(),
             memories: HashMap::new(),
             last_memory: 0,
+            owners: HashMap::new(),
+            owner_numbers: HashMap::new(),
+            last_owner: 0,
+            turns: BTreeMap::new(),
+            last_turn: 0,
+            is_released: false,
         }
     }
 
     /// The table of a group that has a bound device.
-    pub fn table(&mut self, group: GroupId) -> Option<&mut Table> {
-        self.tables.get_mut(&group)
+    pub fn table(&self, group: GroupId) -> Option<&SharedTable> {
+        self.tables.get(&group)
+    }
+
+    /// The tables that show an I/O address space.
+    pub fn tables_of(&self, ioasid: Ioasid) -> Vec<SharedTable> {
+        let showing = self.engine.tables().filter(|table| table.shows == Some(ioasid));
+        showing.filter_map(|table| self.tables.get(&table.group).cloned()).collect()
     }
 
     /// Adds the table of a group whose first device is being bound.
     pub fn insert_table(&mut self, group: GroupId, table: Table) {
-        self.tables.insert(group, table);
+        if let Table::Vfio(container) = &table {
+            self.vfio_groups.insert(group, Arc::clone(container.group()));
+        }
+        self.tables.insert(group, Arc::new(Mutex::new(table)));
     }
 
-    /// Drops the table of a group, which has no bound device.
-    pub fn remove_table(&mut self, group: GroupId) {
-        self.tables.remove(&group);
+    /// Takes out the table of a group that has no bound device.
+    pub fn remove_table(&mut self, group: GroupId) -> Option<SharedTable> {
+        self.vfio_groups.remove(&group);
+        self.tables.remove(&group)
     }
 
-    /// Takes memory in, to be named by a plan. Memory that a failed plan named goes again with
-    /// [`forget_memory`](Self::forget_memory).
-    pub fn remember_memory(&mut self, backing: Backing) -> MemoryId {
+    /// How far the command has got that works on an I/O address space: done and total bytes.
+    pub fn progress(&self, ioasid: Ioasid) -> (u64, u64) {
+        let claim = [Claim::Space(ioasid)];
+        let turn = self.turns.values().find(|turn| turn.conflicts(&claim));
+        turn.map_or((0, 0), |turn| turn.progress.get())
+    }
+
+    /// The number of an owner, if it has any memory here.
+    pub fn owner(&self, process: &Process, file: Option<FileId>) -> Owner {
+        self.owner_numbers.get(&(process.serial(), file)).copied().unwrap_or(NOBODY)
+    }
+
+    /// Takes memory in, to be named by a plan or registered. Memory that a failed plan named goes
+    /// again with [`forget_memory`](Self::forget_memory).
+    pub fn remember_memory(
+        &mut self,
+        backing: Arc<Backing>,
+        base: u64,
+        process: &Arc<Process>,
+        file: Option<FileId>,
+    ) -> (MemoryId, Owner) {
+        let key = (process.serial(), file);
+        let owner = *self.owner_numbers.entry(key).or_insert_with(|| {
+            self.last_owner += 1;
+            Owner(self.last_owner)
+        });
+        let info = OwnerInfo { key, process: Arc::clone(process), memories: 0 };
+        self.owners.entry(owner).or_insert(info).memories += 1;
         self.last_memory += 1;
         let id = MemoryId(self.last_memory);
-        self.memories.insert(id, Arc::new(backing));
-        id
+        self.memories.insert(id, Memory { backing, base, owner });
+        (id, owner)
     }
 
-    /// Lets memory go that no mapping refers to.
-    pub fn forget_memory(&mut self, id: MemoryId) {
-        self.memories.remove(&id);
+    /// Memory that was remembered, and where in it it begins.
+    pub fn memory(&self, id: MemoryId) -> Option<(Arc<Backing>, u64)> {
+        self.memories.get(&id).map(|memory| (Arc::clone(&memory.backing), memory.base))
     }
 
-    /// Carries out a plan; lets go of the memory and the tables that it leaves unused. Returns how
-    /// many bytes it unmapped.
-    ///
-    /// # Errors
-    /// What the hardware said; everything is then as it was.
-    pub fn execute(&mut self, plan: Plan) -> Result<u64, Failure> {
-        let mut hardware = Hardware { tables: &mut self.tables, memories: &self.memories };
-        let outcome = self.engine.execute(plan, &mut hardware).map_err(refusal)?;
-        let Outcome { released, unmapped_bytes, retired, failures } = outcome;
+    /// Lets memory go that no mapping refers to. To be dropped without the lock.
+    #[must_use]
+    pub fn forget_memory(&mut self, id: MemoryId) -> Garbage {
+        Garbage { _memories: self.take_memory(id).into_iter().collect(), ..Garbage::default() }
+    }
+
+    fn take_memory(&mut self, id: MemoryId) -> Option<Memory> {
+        let memory = self.memories.remove(&id)?;
+        if let Some(info) = self.owners.get_mut(&memory.owner) {
+            info.memories -= 1;
+            if info.memories == 0 {
+                self.owner_numbers.remove(&info.key);
+                self.owners.remove(&memory.owner);
+            }
+        }
+        Some(memory)
+    }
+
+    /// Follows the engine: takes back charges, and takes out what is not needed any more.
+    #[must_use]
+    fn settle(&mut self, outcome: Outcome<Failure>) -> Garbage {
+        let Outcome { released, retired, failures, uncharged, .. } = outcome;
+        for (owner, bytes) in uncharged {
+            if let Some(info) = self.owners.get(&owner) {
+                info.process.uncharge(bytes);
+            }
+        }
+        let mut garbage = Garbage::default();
         for (group, failure) in failures {
             log::error!("the table of group {group} could not be cleared at release: {failure}");
+            garbage._uncleared.extend(self.remove_table(group));
         }
-        // Tables go before memory: what could not be unmapped goes with its table.
-        for group in retired {
-            self.tables.remove(&group);
-        }
-        for memory in released {
-            self.memories.remove(&memory);
-        }
-        Ok(unmapped_bytes)
+        garbage._memories =
+            released.into_iter().filter_map(|memory| self.take_memory(memory)).collect();
+        garbage._tables =
+            retired.into_iter().filter_map(|group| self.remove_table(group)).collect();
+        garbage
     }
 
-    /// Gives everything back: the open has ended.
-    pub fn release(&mut self) {
-        if let Err(failure) = self.execute(self.engine.plan_release()) {
-            log::error!("an open of the node could not be released in order: {failure}");
+    /// Gives everything back: the open has ended, and no command works on it.
+    #[must_use]
+    fn release(&mut self) -> Garbage {
+        let registered: Vec<_> = self.engine.registrations().collect();
+        for (owner, range, ..) in registered {
+            if let Some(info) = self.owners.get(&owner) {
+                info.process.uncharge(range.bytes() as u64);
+            }
         }
-        self.tables.clear();
-        self.memories.clear();
+        let plan = self.engine.plan_release();
+        let outcome = self.engine.execute(plan, &mut Clear(&self.tables));
+        let mut garbage = match outcome {
+            Ok(outcome) => self.settle(outcome),
+            Err(error) => {
+                log::error!("an open of the node could not be released in order: {error}");
+                Garbage::default()
+            }
+        };
+        garbage._memories.extend(self.memories.drain().map(|(_, memory)| memory));
+        garbage._tables.extend(std::mem::take(&mut self.tables).into_values());
+        garbage
     }
-}
 
-impl Drop for State {
-    fn drop(&mut self) {
-        // Also when a panic ends the open without its release.
-        self.tables.clear();
+    /// The devices of VFIO groups that are bound here.
+    pub fn vfio_devices(&self) -> Vec<BoundDevice> {
+        let with_group = |device: ioasid::DeviceInfo<'_>| {
+            let group = Arc::clone(self.vfio_groups.get(&device.group)?);
+            Some(BoundDevice { group, name: device.name.to_owned() })
+        };
+        self.engine.devices().filter_map(with_group).collect()
     }
 }
 
@@ -141,14 +446,15 @@ fn refusal(error: ExecuteError<Failure>) -> Failure {
 }
 
 /// Carries the engine's changes out.
-struct Hardware<'a> {
-    tables: &'a mut BTreeMap<GroupId, Table>,
-    memories: &'a HashMap<MemoryId, Arc<Backing>>,
+struct Hardware<'a, 'b, 'l> {
+    context: &'a Context,
+    tables: BTreeMap<GroupId, SharedTable>,
+    effort: Effort<'b, 'l>,
 }
 
-impl Hardware<'_> {
-    fn table(&mut self, group: GroupId) -> Result<&mut Table, Failure> {
-        self.tables.get_mut(&group).ok_or_else(|| lost("table", group.0))
+impl Hardware<'_, '_, '_> {
+    fn table(&self, group: GroupId) -> Result<SharedTable, Failure> {
+        self.tables.get(&group).cloned().ok_or_else(|| lost("table", group.0))
     }
 }
 
@@ -159,21 +465,40 @@ fn lost(what: &str, number: u64) -> Failure {
     )
 }
 
-impl ioasid::Hardware for Hardware<'_> {
+impl ioasid::Hardware for Hardware<'_, '_, '_> {
     type Error = Failure;
 
     fn map(&mut self, group: GroupId, entry: Entry) -> Result<(), Failure> {
-        let memory =
-            self.memories.get(&entry.memory).ok_or_else(|| lost("memory", entry.memory.0))?;
-        self.table(group)?.map(&entry, memory)
+        let memory = self.context.state.lock().memory(entry.memory);
+        let (backing, base) = memory.ok_or_else(|| lost("memory", entry.memory.0))?;
+        self.table(group)?.lock().map(&entry, (&backing, base), &mut self.effort)
     }
 
     fn unmap(&mut self, group: GroupId, iova: u64, size: u64) -> Result<(), Failure> {
-        self.table(group)?.unmap(iova, size)
+        self.table(group)?.lock().unmap(iova, size)
     }
 
     fn clear(&mut self, group: GroupId) -> Result<(), Failure> {
-        self.table(group)?.clear()
+        self.table(group)?.lock().clear()
+    }
+}
+
+/// Clears tables, which is all that a release asks for.
+struct Clear<'a>(&'a BTreeMap<GroupId, SharedTable>);
+
+impl ioasid::Hardware for Clear<'_> {
+    type Error = Failure;
+
+    fn map(&mut self, _: GroupId, entry: Entry) -> Result<(), Failure> {
+        Err(lost("memory", entry.memory.0))
+    }
+
+    fn unmap(&mut self, group: GroupId, iova: u64, size: u64) -> Result<(), Failure> {
+        self.0.get(&group).map_or(Ok(()), |table| table.lock().unmap(iova, size))
+    }
+
+    fn clear(&mut self, group: GroupId) -> Result<(), Failure> {
+        self.0.get(&group).map_or(Ok(()), |table| table.lock().clear())
     }
 }
 

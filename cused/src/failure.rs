@@ -44,3 +44,16 @@ impl From<ioasid::Error> for Failure {
         Self::new(Errno::from_raw_os_error(error.errno()), error.to_string())
     }
 }
+
+/// What mmap says of memory.
+impl From<Errno> for Failure {
+    fn from(error: Errno) -> Self {
+        let errno = match error {
+            Errno::PERM | Errno::ACCESS => Errno::PERM,
+            Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::AGAIN => Errno::NOMEM,
+            Errno::OPNOTSUPP => Errno::OPNOTSUPP,
+            _ => Errno::FAULT,
+        };
+        Self::new(errno, format!("the memory cannot be reached: {error}"))
+    }
+}

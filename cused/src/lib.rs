@@ -4,7 +4,8 @@
 //! [`context`] of the open; [`commands`] reads the [`argument`] from the [`caller`] and asks the
 //! engine (`ioasid`) for a plan; a [`backend`] carries it out, on callers' [`memory`].
 //!
-//! `unsafe` lives in `memory::window` (mmap) and `backend::vfio::ioctl` alone.
+//! `unsafe` lives in `memory::window` (mmap), `memory::pin` (io_uring), `in_context::ptrace`,
+//! `backend::vfio::ioctl` and `system` alone.
 #![deny(unsafe_code)]
 
 pub mod argument;
@@ -14,5 +15,10 @@ pub mod commands;
 pub mod config;
 pub mod context;
 pub mod failure;
+pub mod in_context;
+pub mod leader;
 pub mod memory;
 pub mod node;
+pub mod process;
+pub mod stages;
+pub mod system;

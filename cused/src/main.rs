@@ -6,6 +6,7 @@ use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context as _, bail};
@@ -14,7 +15,9 @@ use cuse_channel::{Channel, CuseOptions, EndReason, Ended, FuseFileOptions, Serv
 use cused::backend::simulated::Simulator;
 use cused::commands::Host;
 use cused::config::{Config, Options, Transport};
+use cused::in_context::Scratches;
 use cused::node::Node;
+use cused::process::Processes;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -46,8 +49,13 @@ fn run(options: &Options) -> anyhow::Result<()> {
         max_ioasids: config.limits.ioasids,
         max_devices: config.limits.devices,
         max_mappings: config.limits.mappings,
+        max_registered: config.limits.registered,
     };
-    let node = Node::new(Host { limits, simulator }, config.argument_access);
+    let is_ending = Arc::new(AtomicBool::new(false));
+    let scratches = Scratches::new().context("no random numbers")?;
+    let processes = Processes::default();
+    let host = Host { limits, simulator, processes, scratches, is_ending: Arc::clone(&is_ending) };
+    let node = Node::new(host, config.argument_access);
     let channel = open_channel(&config)?;
     let serve = ServeOptions {
         max_threads: config.limits.threads,
@@ -55,7 +63,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
         ..ServeOptions::default()
     };
     let server = Server::new(channel, serve)?;
-    stop_on_signal(&server, signals)?;
+    stop_on_signal(&server, signals, is_ending)?;
     announce(server.node(), ready)?;
     let ended = server.serve(Arc::new(node));
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
@@ -112,11 +120,16 @@ fn raise_limits() {
     }
 }
 
-fn stop_on_signal(server: &Server, mut signals: Signals) -> anyhow::Result<()> {
+fn stop_on_signal(
+    server: &Server,
+    mut signals: Signals,
+    is_ending: Arc<AtomicBool>,
+) -> anyhow::Result<()> {
     let stopper = server.stopper();
     let wait = move || {
         for signal in signals.forever() {
             log::info!("signal {signal}: stopping");
+            is_ending.store(true, Ordering::Relaxed);
             stopper.stop();
         }
     };

@@ -5,22 +5,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cuse_channel::{Caller, Ioctl, IoctlReply, PollHandle};
+use cuse_channel::{Caller, Ioctl, IoctlReply, PollHandle, WayOut};
 use ioasid_uapi::cmd;
 use parking_lot::RwLock;
 use rustix::io::Errno;
 
-use crate::argument::{Access, CallerMemory, Reads, Stop};
+use crate::argument::{Access, CallerMemory, Stop};
 use crate::commands::{Command, Host};
 use crate::context::{Context, Failed};
 use crate::failure::Failure;
+use crate::leader::Leader;
+use crate::stages::Stages;
 
 /// All opens of the node.
 #[derive(Debug)]
 pub struct Node {
     host: Host,
     access: Access,
-    reads: Reads,
+    stages: Stages,
     opens: RwLock<BTreeMap<u64, Arc<Context>>>,
     last_handle: AtomicU64,
 }
@@ -31,7 +33,7 @@ impl Node {
         Self {
             host,
             access,
-            reads: Reads::default(),
+            stages: Stages::default(),
             opens: RwLock::default(),
             last_handle: AtomicU64::new(0),
         }
@@ -46,6 +48,7 @@ impl Node {
         context: &Context,
         request: &Ioctl<'_>,
         memory: &mut CallerMemory<'_>,
+        leader: &mut Leader<'_>,
     ) -> Result<i32, Stop> {
         if request.compat {
             return Err(Failure::unsupported(
@@ -53,7 +56,7 @@ impl Node {
             )
             .into());
         }
-        Command { host: &self.host, context, memory, interrupt: request.interrupt }
+        Command { host: &self.host, context, memory, leader, interrupt: request.interrupt }
             .run(request.command, request.arg)
     }
 }
@@ -68,7 +71,7 @@ impl cuse_channel::Node for Node {
     fn release(&self, handle: u64) {
         let context = self.opens.write().remove(&handle);
         if let Some(context) = context {
-            context.state.lock().release();
+            context.release();
         }
     }
 
@@ -76,14 +79,22 @@ impl cuse_channel::Node for Node {
         let Some(context) = self.context(request.fh) else {
             return refused(Errno::BADF, Vec::new());
         };
-        let mut memory = CallerMemory::new(request, self.access, &self.reads);
-        match self.serve(&context, request, &mut memory) {
+        let mut memory = CallerMemory::new(request, self.access, &self.stages);
+        let mut leader = Leader::new(request, &self.stages, &self.host.scratches);
+        let served = self.serve(&context, request, &mut memory, &mut leader);
+        leader.conclude(match &served {
+            Ok(result) => *result,
+            Err(Stop::Refuse(failure)) => -failure.errno.raw_os_error(),
+            Err(_) => -Errno::INTR.raw_os_error(),
+        });
+        match served {
             Ok(result) => IoctlReply::Done { result, output: memory.into_output() },
             Err(Stop::Retry) => {
                 let (inputs, outputs) = memory.wanted();
                 IoctlReply::Retry { inputs, outputs }
             }
-            Err(Stop::Abandoned) => refused(Errno::INTR, Vec::new()),
+            Err(Stop::Restart) => IoctlReply::Restart,
+            Err(Stop::Abandoned) => IoctlReply::Elsewhere,
             Err(Stop::Refuse(failure)) => {
                 let errno = failure.errno;
                 if request.command != cmd::GET_ERROR {
@@ -95,8 +106,8 @@ impl cuse_channel::Node for Node {
         }
     }
 
-    fn interrupted(&self, unique: u64) -> Option<Errno> {
-        self.reads.abandon(unique).then_some(Errno::INTR)
+    fn interrupted(&self, unique: u64) -> Option<WayOut> {
+        self.stages.interrupted(unique)
     }
 
     /// Nothing is ever to be read: no backend reports faults.

@@ -16,8 +16,10 @@
  *
  * Conventions of every structure here:
  *   - `argsz` is sizeof the structure as the program was compiled. Shorter than the
- *     structure below: EINVAL. Longer (a newer program): fine while the tail that this
- *     version does not know is zero, else E2BIG; more than 4096 is E2BIG.
+ *     structure below: EINVAL, except that a structure which has grown is also taken in a
+ *     size that it had before (NAME_SIZE_VERn): fields beyond that size are neither read nor
+ *     written. Longer (a newer program): fine while the tail that this version does not know
+ *     is zero, else E2BIG; more than 4096 is E2BIG.
  *   - `flags` and `flag`: bits that are not defined below give EINVAL.
  *   - Fields named __reserved must be zero, else EINVAL.
  *   - Structures grow only at their end.
@@ -31,7 +33,9 @@
  *   E2BIG       argsz longer than known, with a tail that is not zero
  *   ENOMEM      the daemon has no memory left for this
  *   EBUSY       too many calls on this open of the node are in progress at once
- *   EINTR       a signal arrived before anything was changed; nothing was changed
+ *   EINTR       a signal arrived before anything was changed; nothing was changed. A call that
+ *               waits for its turn or pins memory is not ended by signals with a handler: the
+ *               kernel runs the handler and begins the call again
  *   EIO         the hardware, or the backend that drives it, failed unexpectedly
  *
  * After a failed command the context is exactly as it was before. Every failure has a
@@ -78,17 +82,35 @@
 #define IOASID_EXT_PRIVATE_MEMORY	9	/* MAP_DMA of private and device memory */
 #define IOASID_EXT_VFIO			10	/* BIND_DEVICE of a VFIO group */
 #define IOASID_EXT_SIMULATED		11	/* BIND_DEVICE of simulated devices */
+#define IOASID_EXT_FILE_MEMORY		12	/* MAP_DMA of a file by its descriptor */
 
 /*
  * IOASID_REGISTER_MEMORY - pin memory and account for it once, before it is mapped
  * IOASID_UNREGISTER_MEMORY - undo that
  *
- * Input: vaddr, size: the program's own memory.
+ * Registered memory stays in place and is charged to the program's RLIMIT_MEMLOCK once,
+ * however many IOASIDs map it and however often; to map it is quicker. Once anything is
+ * registered in a context, MAP_DMA takes only memory that lies in one registered range of the
+ * calling process, or a file by its descriptor. Ranges belong to the process that registered
+ * them; they last until they are unregistered or the context is closed, also when that process
+ * ends or unmaps the memory.
+ *
+ * Input: vaddr, size: the program's own memory, which it may write. UNREGISTER takes exactly a
+ *        range that was registered.
  * Return: 0.
  * Errors:
  *   EINVAL      size is zero; vaddr or size is not a multiple of the page size
  *   EOVERFLOW   vaddr + size wraps
- *   EOPNOTSUPP  IOASID_EXT_REGISTER_MEMORY is 0
+ *   EEXIST      REGISTER: part of the range is registered already
+ *   ENOENT      UNREGISTER: no such range was registered by this process
+ *   EBUSY       UNREGISTER: something in the range is mapped. REGISTER: the program is being
+ *               traced (see MAP_DMA)
+ *   EFAULT      part of the memory is not mapped in the program, or cannot be pinned
+ *   EPERM       the program itself cannot write part of the memory
+ *   ENOMEM      it is more than RLIMIT_MEMLOCK leaves (see MAP_DMA)
+ *   ENOSPC      the context has as many registered ranges as it may have
+ *   EOPNOTSUPP  memory of this kind cannot be registered: a file on disk, the registers of a
+ *               device; IOASID_EXT_REGISTER_MEMORY is 0
  */
 struct ioasid_register_memory {
 	__u32 argsz;
@@ -134,6 +156,11 @@ struct ioasid_iova_range {
  * Output: the rest, and in nr_ranges how many ranges there are. All are written also when
  *         the call fails with EMSGSIZE.
  * Return: 0.
+ *
+ * While a command works on the IOASID in another thread, work_total is how many bytes it will
+ * map and work_done how many it has mapped; otherwise both are 0. GET_INFO never waits for it.
+ *
+ * argsz may also be IOASID_INFO_SIZE_VER0.
  * Errors:
  *   ENOENT    no such IOASID in this context
  *   ENODEV    no device has been attached to it yet, so that it has no properties
@@ -153,7 +180,13 @@ struct ioasid_info {
 	__u32 max_mappings;	/* out: mappings it may hold */
 	__aligned_u64 nr_mappings;	/* out: mappings it holds */
 	__aligned_u64 mapped_bytes;	/* out: bytes that they cover */
+	__aligned_u64 locked_bytes;	/* out: bytes charged for what this IOASID maps */
+	__aligned_u64 locked_used;	/* out: bytes charged to the calling process, over all */
+	__aligned_u64 locked_limit;	/* out: its RLIMIT_MEMLOCK; all ones for no limit */
+	__aligned_u64 work_done;	/* out: progress of a command on it, bytes */
+	__aligned_u64 work_total;	/* out */
 };
+#define IOASID_INFO_SIZE_VER0	64	/* up to mapped_bytes, as in the first version */
 #define IOASID_INFO_MAP_DMA	(1U << 0)	/* is driven by MAP_DMA and UNMAP_DMA */
 #define IOASID_INFO_NESTING	(1U << 1)	/* CREATE_NESTING works on it */
 #define IOASID_INFO_SIMULATED	(1U << 2)	/* its devices are simulated */
@@ -162,37 +195,54 @@ struct ioasid_info {
 /*
  * IOASID_MAP_DMA - let the attached devices reach memory of the program
  *
- * Input: ioasid; [iova, iova + size), the addresses that the devices will use;
- *        vaddr, where the memory is in the program; flags: what devices may do to it.
+ * Input: ioasid; [iova, iova + size), the addresses that the devices will use; flags: what
+ *        devices may do to it; vaddr, where the memory is in the program. With
+ *        IOASID_MAP_FILE, the memory is that of the file open as `fd`, and vaddr is where in
+ *        the file it begins; the file's descriptor, not the program's mappings, says what is
+ *        permitted. Without, fd is 0.
  * Return: 0.
  * Errors:
  *   ENOENT      no such IOASID in this context
  *   ENODEV      no device has been attached to it yet
- *   EBUSY       a device group is partly attached (see ATTACH_DEVICE)
+ *   EBUSY       a device group is partly attached (see ATTACH_DEVICE); or the memory is
+ *               private and the program is being traced (by a debugger, strace)
  *   EINVAL      neither READ nor WRITE; size is zero; iova, vaddr or size is not a multiple
  *               of the smallest page size; the range lies outside the aperture
  *   EOVERFLOW   iova + size or vaddr + size wraps
  *   EEXIST      part of the range is mapped already
  *   EADDRINUSE  part of the range is reserved by the platform (GET_INFO lists what is not)
- *   EFAULT      part of the memory is not mapped in the program, or cannot be pinned
+ *   EFAULT      part of the memory is not mapped in the program, lies behind the end of its
+ *               file, or cannot be pinned; it is not registered, while other memory is
+ *   EBADF       MAP_FILE: fd is no open descriptor of the program
  *   EPERM       WRITE was asked for memory that the program itself cannot write
- *   EOPNOTSUPP  memory of this kind cannot be mapped: see IOASID_EXT_PRIVATE_MEMORY
+ *   ENOMEM      it is more than the program's RLIMIT_MEMLOCK leaves (programs with
+ *               CAP_IPC_LOCK have no limit), or than the machine has
+ *   EOPNOTSUPP  memory of this kind cannot be mapped: see IOASID_EXT_PRIVATE_MEMORY and
+ *               IOASID_EXT_FILE_MEMORY
  *   ENOSPC      the IOASID, or a table of its hardware, is out of mappings
  *
- * The memory stays mapped until UNMAP_DMA, FREE or the close of the context, also when
- * the program unmaps it or ends.
+ * Memory may be of any kind and of several in one range: private (malloc, stack), shared, huge
+ * pages, files, and the registers of another device that is bound to this context. The memory
+ * stays mapped until UNMAP_DMA, FREE or the close of the context, also when the program unmaps
+ * it or ends. What is mapped is charged to the calling process's RLIMIT_MEMLOCK: registered
+ * memory once, other memory once for each IOASID that maps it, however many devices it has,
+ * registers not at all.
+ *
+ * Private memory is mapped by the calling thread itself, which the daemon leads through
+ * VFIO_IOMMU_MAP_DMA on its way out of this ioctl. For that moment it is traced.
  */
 struct ioasid_map_dma {
 	__u32 argsz;
 	__u32 flags;
 	__u32 ioasid;
-	__u32 __reserved;
-	__aligned_u64 vaddr;
+	__s32 fd;		/* with IOASID_MAP_FILE; otherwise 0 */
+	__aligned_u64 vaddr;	/* with IOASID_MAP_FILE, an offset in the file */
 	__aligned_u64 iova;
 	__aligned_u64 size;	/* bytes */
 };
 #define IOASID_MAP_READ		(1U << 0)	/* devices may read it */
 #define IOASID_MAP_WRITE	(1U << 1)	/* devices may write it */
+#define IOASID_MAP_FILE		(1U << 2)	/* the memory is a file's: see fd */
 #define IOASID_MAP_DMA	_IO(IOASID_TYPE, IOASID_BASE + 6)
 
 /*
@@ -384,7 +434,9 @@ struct ioasid_bind_device {
  *               the flag, or with more than 20 bits
  *   EADDRINUSE  the IOASID maps IOVAs that this device cannot use
  *   ENOSPC      the device's table cannot hold as many mappings as the IOASID has
- *   EFAULT      memory that the IOASID maps cannot be pinned any more
+ *   EFAULT      memory that the IOASID maps cannot be pinned any more: private memory of a
+ *               process that has ended, or is not the calling one, or was unmapped there
+ *   ENOMEM      the kernel's own RLIMIT_MEMLOCK check of private memory
  *   EOPNOTSUPP  user_pasid, and IOASID_EXT_USER_PASID_TABLE is 0
  */
 struct ioasid_attach_device {

@@ -157,8 +157,12 @@ pub mod ext {
     pub const VFIO: u64 = 10;
     /// `IOASID_EXT_SIMULATED`
     pub const SIMULATED: u64 = 11;
+    /// `IOASID_EXT_FILE_MEMORY`
+    pub const FILE_MEMORY: u64 = 12;
 }
 
+/// `IOASID_INFO_SIZE_VER0`, bytes
+pub const INFO_SIZE_VER0: u32 = 64;
 /// `IOASID_INFO_MAP_DMA`
 pub const INFO_MAP_DMA: u32 = 1 << 0;
 /// `IOASID_INFO_NESTING`
@@ -169,6 +173,8 @@ pub const INFO_SIMULATED: u32 = 1 << 2;
 pub const MAP_READ: u32 = 1 << 0;
 /// `IOASID_MAP_WRITE`
 pub const MAP_WRITE: u32 = 1 << 1;
+/// `IOASID_MAP_FILE`
+pub const MAP_FILE: u32 = 1 << 2;
 /// `IOASID_UNMAP_ALL`
 pub const UNMAP_ALL: u32 = 1 << 0;
 /// `IOASID_INVALIDATE_ALL`
@@ -260,11 +266,12 @@ structures! {
     Info "ioasid_info" {
         argsz: u32, flags: u32, ioasid: u32, parent: u32, pgsizes: u64, ranges: u64,
         nr_ranges: u32, nr_devices: u32, nr_children: u32, max_mappings: u32,
-        nr_mappings: u64, mapped_bytes: u64,
+        nr_mappings: u64, mapped_bytes: u64, locked_bytes: u64, locked_used: u64,
+        locked_limit: u64, work_done: u64, work_total: u64,
     }
     /// Argument of `MAP_DMA`.
     MapDma "ioasid_map_dma" {
-        argsz: u32, flags: u32, ioasid: u32, reserved: u32, vaddr: u64, iova: u64, size: u64,
+        argsz: u32, flags: u32, ioasid: u32, fd: i32, vaddr: u64, iova: u64, size: u64,
     }
     /// Argument of `UNMAP_DMA`.
     UnmapDma "ioasid_unmap_dma" {

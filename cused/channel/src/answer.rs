@@ -78,6 +78,13 @@ impl Link {
         }
     }
 
+    /// The end of an ioctl whose caller has got a signal: once that is handled, the kernel begins
+    /// the call anew. fs/fuse/ioctl.c hands the result to the system call's return unchanged.
+    pub(crate) fn ioctl_restart(&self, unique: u64) -> Result<(), Errno> {
+        let body = wire::IoctlOut { result: -wire::RESTART_NO_INTERRUPT, ..Default::default() };
+        self.send(unique, 0, [body.as_bytes()])
+    }
+
     /// Another round of an ioctl. The kernel's own checks would say ENOMEM after the fact; what
     /// breaks its limits is refused here.
     pub(crate) fn ioctl_retry(

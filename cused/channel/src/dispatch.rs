@@ -9,7 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
-use crate::node::{Caller, Context, Interrupt, Ioctl, IoctlReply, Node, PollHandle, Responder};
+use crate::node::{
+    Caller, Context, Interrupt, Ioctl, IoctlReply, Node, PollHandle, Responder, WayOut,
+};
 use crate::pool::{Occupant, Shared};
 use crate::request::{Operation, Request};
 use crate::wire::{self, InHeader};
@@ -88,9 +90,12 @@ pub(crate) fn handle(shared: &Shared, node: &impl Node, index: usize, bytes: &[u
 /// Tells the node that the caller of `unique` wants it to end, and sends the answer that the node
 /// may have for this.
 pub(crate) fn interrupted(shared: &Shared, node: &impl Node, unique: u64) {
-    if let Some(Some(errno)) = guarded(|| node.interrupted(unique)) {
-        let _ = shared.link.error(unique, errno);
-    }
+    let _ = match guarded(|| node.interrupted(unique)).flatten() {
+        Some(WayOut::Restart) if !shared.life.is_ending() => shared.link.ioctl_restart(unique),
+        Some(WayOut::Restart) => shared.link.error(unique, Errno::INTR),
+        Some(WayOut::Fail(errno)) => shared.link.error(unique, errno),
+        None => Ok(()),
+    };
 }
 
 /// One request being handled.
@@ -204,6 +209,13 @@ impl<N: Node> Task<'_, N> {
                 link.ioctl_retry(unique, &inputs, &outputs)
             }
             IoctlReply::Retry { .. } => link.error(unique, Errno::IO),
+            // Without a signal, as when we interrupt handlers ourselves at the end, the kernel's code
+            // for this would reach the program.
+            IoctlReply::Restart if self.interrupt().is_set() && !self.shared.life.is_ending() => {
+                link.ioctl_restart(unique)
+            }
+            IoctlReply::Restart => link.error(unique, Errno::INTR),
+            IoctlReply::Elsewhere => Ok(()),
         }
     }
 

@@ -64,7 +64,10 @@ mod wire;
 pub use channel::{Channel, CuseOptions, FuseFileOptions};
 pub use error::SetupError;
 pub use life::EndReason;
-pub use node::{Caller, Context, Interrupt, IoVec, Ioctl, IoctlReply, Node, PollHandle, Responder};
+pub use node::{
+    Caller, Context, Interrupt, IoVec, Ioctl, IoctlReply, Node, PollHandle, Remote, Responder,
+    WayOut,
+};
 /// The error numbers that a node answers with.
 pub use rustix::io::Errno;
 pub use serve::{Ended, Notifier, ServeError, ServeOptions, Server, Stop, serve};

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use rustix::io::Errno;
 use zerocopy::{Immutable, IntoBytes};
@@ -73,11 +74,12 @@ pub trait Node: Send + Sync + 'static {
 
     /// The caller of request `unique` has got a signal, and its [`Interrupt`] has just been set.
     /// Called by another thread than the one in the handler, whose answer is still awaited: the
-    /// place to wake a handler that sleeps. If it returns an error, the caller gets that as its
+    /// place to wake a handler that sleeps. If it returns a way out, the caller gets that as its
     /// answer now and whatever the handler answers later is dropped: the way out for a handler that
     /// can be stuck beyond waking. May come before the handler is called or after it has returned,
-    /// and also when serving ends.
-    fn interrupted(&self, unique: u64) -> Option<Errno> {
+    /// and also when serving ends. The kernel tells of the first signal only: a SIGKILL after it
+    /// comes unannounced.
+    fn interrupted(&self, unique: u64) -> Option<WayOut> {
         let _ = unique;
         None
     }
@@ -182,6 +184,11 @@ pub enum IoctlReply {
         /// Where to write.
         outputs: Vec<IoVec>,
     },
+    /// Nothing was done, and the caller has got a signal: [`Interrupt::is_set`]. The kernel has the
+    /// signal handled, and begins the call anew if the caller is still alive.
+    Restart,
+    /// The call has been answered by another thread: [`Node::interrupted`] has given a way out.
+    Elsewhere,
 }
 
 impl IoctlReply {
@@ -194,6 +201,15 @@ impl IoctlReply {
     pub fn error(errno: Errno) -> Self {
         Self::value(-errno.raw_os_error())
     }
+}
+
+/// The answer to an interrupted request whose handler may be stuck.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WayOut {
+    /// It fails.
+    Fail(Errno),
+    /// As [`IoctlReply::Restart`]; for an ioctl only.
+    Restart,
 }
 
 /// A place in the caller's memory.
@@ -269,14 +285,14 @@ impl Default for Interrupt {
 
 /// Answers an ioctl before its handler returns.
 pub struct Responder<'a> {
-    link: Option<&'a Link>,
+    link: Option<&'a Arc<Link>>,
     unique: u64,
     output_size: usize,
     sent: Cell<Option<i32>>,
 }
 
 impl<'a> Responder<'a> {
-    pub(crate) fn new(link: &'a Link, unique: u64, output_size: usize) -> Self {
+    pub(crate) fn new(link: &'a Arc<Link>, unique: u64, output_size: usize) -> Self {
         Self { link: Some(link), unique, output_size, sent: Cell::new(None) }
     }
 
@@ -305,9 +321,30 @@ impl<'a> Responder<'a> {
         Ok(())
     }
 
+    /// What answers the request from another thread, at any time: of two answers the first counts.
+    pub fn remote(&self) -> Remote {
+        Remote { link: self.link.map(Arc::downgrade).unwrap_or_default(), unique: self.unique }
+    }
+
     /// The result that [`Responder::send`] has delivered, if it has.
     pub fn sent(&self) -> Option<i32> {
         self.sent.get()
+    }
+}
+
+/// Answers a request from another thread than the one that handles it.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    link: Weak<Link>,
+    unique: u64,
+}
+
+impl Remote {
+    /// Has the request fail. If it has been answered, or serving has ended, nothing happens.
+    pub fn fail(&self, errno: Errno) {
+        if let Some(link) = self.link.upgrade() {
+            let _ = link.error(self.unique, errno);
+        }
     }
 }
 

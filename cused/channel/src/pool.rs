@@ -43,7 +43,7 @@ const FAILURES_TOLERATED: u32 = 1000;
 /// What all threads use.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) link: Link,
+    pub(crate) link: Arc<Link>,
     pub(crate) attributes: Option<FileAttributes>,
     pub(crate) handles: Handles,
     region: Region,
@@ -118,7 +118,7 @@ impl Shared {
         options: ServeOptions,
     ) -> Result<Self, Errno> {
         Ok(Self {
-            link,
+            link: Arc::new(link),
             attributes,
             handles: Handles::default(),
             region: Region::new(threads)?,

@@ -266,7 +266,7 @@ mod tests {
     use super::*;
     use crate::answer::Link;
     use crate::file::FileAttributes;
-    use crate::node::{Caller, Context, IoVec, Ioctl, IoctlReply};
+    use crate::node::{Caller, Context, IoVec, Ioctl, IoctlReply, WayOut};
     use crate::request;
     use crate::wire::{InHeader, OutHeader};
     use proptest::prelude::*;
@@ -309,8 +309,8 @@ mod tests {
             Ok(vec![0; size.min(10_000) + usize::from(nonblock)])
         }
 
-        fn interrupted(&self, _unique: u64) -> Option<Errno> {
-            Some(Errno::INTR)
+        fn interrupted(&self, _unique: u64) -> Option<WayOut> {
+            Some(WayOut::Fail(Errno::INTR))
         }
     }
 

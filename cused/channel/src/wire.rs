@@ -20,6 +20,8 @@ pub(crate) const CUSE_MINOR_OLDEST: u32 = 11;
 pub(crate) const MAX_PAYLOAD: usize = 128 * 1024;
 /// Most iovecs (inputs and outputs together) that one RETRY may name.
 pub(crate) const IOCTL_MAX_IOV: usize = 256;
+/// ERESTARTNOINTR of the kernel: the call is begun anew once the caller's signals are handled.
+pub(crate) const RESTART_NO_INTERRUPT: i32 = 513;
 /// Errors outside 1..=511 are refused by the kernel with the request left unanswered.
 pub(crate) const LARGEST_ERRNO: i32 = 511;
 

@@ -8,11 +8,15 @@ pub mod simulated;
 pub mod vfio;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ioasid::{Entry, Geometry, Prot};
+use rustix::io::Errno;
 
 use crate::failure::Failure;
+use crate::in_context::{Broken, Led};
 use crate::memory::{Backing, Rights};
+use crate::process::Process;
 
 /// The rights that a program must have on memory which is mapped for devices like this.
 pub fn rights_needed(prot: Prot) -> Rights {
@@ -37,15 +41,26 @@ impl Table {
         }
     }
 
-    /// Has the group's devices see a piece of `memory`, as the entry says.
+    /// Whether what is mapped gets pinned, by whoever makes the call.
+    pub fn pins(&self) -> bool {
+        matches!(self, Self::Vfio(_))
+    }
+
+    /// Has the group's devices see a piece of `memory`, as the entry says, whose offset counts from
+    /// `base` on.
     ///
     /// # Errors
     /// EFAULT when the memory cannot be pinned, ENOMEM, ENOSPC when the table is full; the table
     /// is then as it was.
-    pub fn map(&mut self, entry: &Entry, memory: &Arc<Backing>) -> Result<(), Failure> {
+    pub fn map(
+        &mut self,
+        entry: &Entry,
+        (memory, base): (&Arc<Backing>, u64),
+        effort: &mut Effort<'_, '_>,
+    ) -> Result<(), Failure> {
         match self {
-            Self::Vfio(container) => container.map(entry, memory),
-            Self::Simulated(table) => table.map(entry, memory),
+            Self::Vfio(container) => container.map(entry, (memory, base), effort),
+            Self::Simulated(table) => table.map(entry, (memory, base)),
         }
     }
 
@@ -62,6 +77,84 @@ impl Table {
         match self {
             Self::Vfio(container) => container.clear(),
             Self::Simulated(table) => table.clear(),
+        }
+    }
+}
+
+/// How far a command has got that works on tables, bytes.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Progress {
+    /// The work to do is known.
+    pub fn begin(&self, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    /// Part of it is done.
+    pub fn add(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Done and total. (What is undone again is not taken off.)
+    pub fn get(&self) -> (u64, u64) {
+        let total = self.total.load(Ordering::Relaxed);
+        (self.done.load(Ordering::Relaxed).min(total), total)
+    }
+}
+
+/// What a command has at hand to change tables with.
+pub struct Effort<'a, 'l> {
+    /// The caller, if it is being led, and its process.
+    pub led: Option<(&'a mut Led<'l>, &'a Arc<Process>)>,
+    /// Where progress is told.
+    pub progress: &'a Progress,
+    /// Whether to stop, and why.
+    pub stop: &'a dyn Fn() -> Result<(), Failure>,
+}
+
+impl<'l> Effort<'_, 'l> {
+    /// To be asked before each long step.
+    ///
+    /// # Errors
+    /// Why there should be none.
+    pub fn go_on(&self) -> Result<(), Failure> {
+        (self.stop)()
+    }
+
+    /// Tells of a step that is done.
+    pub fn done(&self, bytes: u64) {
+        self.progress.add(bytes);
+    }
+
+    /// A thread of `process`, to be led through a call.
+    ///
+    /// # Errors
+    /// EFAULT when the caller is none.
+    pub fn lead(&mut self, process: &Arc<Process>) -> Result<&mut Led<'l>, Failure> {
+        match &mut self.led {
+            Some((led, own)) if Arc::ptr_eq(own, process) => Ok(led),
+            _ => Err(Failure::new(
+                Errno::FAULT,
+                format!(
+                    "private memory of process {} can be mapped for another device by that process \
+                     alone{}",
+                    process.id(),
+                    if process.is_alive() { "" } else { ", and it has ended" }
+                ),
+            )),
+        }
+    }
+}
+
+impl From<Broken> for Failure {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Gone => Self::new(Errno::INTR, "the calling thread was killed"),
+            Broken::Failed(failure) => failure,
         }
     }
 }

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use serde::Deserialize;
 
 use crate::failure::Failure;
-use crate::memory::Backing;
+use crate::memory::{Backing, Reach};
 
 /// A simulated device as configured.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -214,6 +214,8 @@ impl Drop for Claim {
 struct Extent {
     entry: Entry,
     memory: Arc<Backing>,
+    /// Where in the memory the offset of the entry counts from.
+    base: u64,
 }
 
 impl Extent {
@@ -264,8 +266,17 @@ impl Table {
     ///
     /// # Errors
     /// As there; EIO for what the engine must never ask: an overlap, or a forbidden place.
-    pub fn map(&mut self, entry: &Entry, memory: &Arc<Backing>) -> Result<(), Failure> {
-        let extent = Extent { entry: *entry, memory: Arc::clone(memory) };
+    pub fn map(
+        &mut self,
+        entry: &Entry,
+        (memory, base): (&Arc<Backing>, u64),
+    ) -> Result<(), Failure> {
+        if memory.has_registers() {
+            return Err(Failure::unsupported(
+                "simulated devices cannot reach the registers of real ones",
+            ));
+        }
+        let extent = Extent { entry: *entry, memory: Arc::clone(memory), base };
         let range = Range::new(entry.iova, extent.last());
         let permitted = self.geometry.permitted.as_slice();
         if !range.is_some_and(|range| permitted.iter().any(|whole| whole.contains(range))) {
@@ -338,13 +349,18 @@ impl Table {
         let inside = at - extent.entry.iova;
         let room = (extent.entry.size - inside).min(PAGE - at % PAGE) as usize;
         let len = room.min(transfer.len() - done);
-        let from = extent.entry.offset + inside;
-        let copied = extent.memory.visit(from..from + len as u64, |position, window| {
+        let from = extent.base + extent.entry.offset + inside;
+        let copied = extent.memory.visit(from..from + len as u64, PAGE, |position, reach| {
             let begin = done + position as usize;
-            let end = begin + window.len() as usize;
-            match transfer {
-                Transfer::Read(buffer) => window.read(&mut buffer[begin..end]),
-                Transfer::Write(bytes) => window.write(&bytes[begin..end]),
+            let end = begin + reach.len() as usize;
+            match (&mut *transfer, reach) {
+                (Transfer::Read(buffer), Reach::Here(view)) => view.read(&mut buffer[begin..end]),
+                (Transfer::Write(bytes), Reach::Here(view)) => view.write(&bytes[begin..end]),
+                (Transfer::Read(buffer), Reach::There(there)) => {
+                    there.read(&mut buffer[begin..end])
+                }
+                (Transfer::Write(bytes), Reach::There(there)) => there.write(&bytes[begin..end]),
+                (_, Reach::Registers(_)) => Err(Errno::FAULT),
             }
         });
         copied.map_err(|_: Errno| fault(at, "the memory behind the mapping is gone"))?;

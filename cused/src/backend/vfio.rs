@@ -6,19 +6,29 @@
 
 mod ioctl;
 
+pub use ioctl::Region;
+
+use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use ioasid::{Entry, Geometry, PageSizes, Range, RangeSet};
+use ioasid::{Entry, Geometry, PageSizes, Prot, Range, RangeSet};
 use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, open};
 use rustix::io::Errno;
+use zerocopy::IntoBytes as _;
 
+use super::Effort;
 use crate::failure::Failure;
-use crate::memory::{self, Backing};
+use crate::in_context::Led;
+use crate::memory::{self, Backing, Foreign, Reach};
 
 const CONTAINER_NODE: &str = "/dev/vfio/vfio";
+/// The most that is pinned in one go, bytes: between these steps progress is shown and a killed
+/// program is noticed. Each takes one of the container's mappings; at this size they last for 8 TiB.
+const STRIDE: u64 = 128 << 20;
 /// type1's own limit, when the container does not say (module parameter dma_entry_limit).
 const DEFAULT_ENTRY_LIMIT: u32 = 65535;
 
@@ -91,6 +101,19 @@ impl Group {
     }
 }
 
+impl Group {
+    /// Opens a device of the group and finds one of its regions, to be mapped into memory.
+    ///
+    /// # Errors
+    /// What the kernel says; EOPNOTSUPP when the region cannot be mapped into memory.
+    pub fn open_region(&self, name: &str, index: u32) -> Result<(OwnedFd, Region), Errno> {
+        let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+        let device = ioctl::device(&self.fd, &name)?;
+        let region = ioctl::region(&device, index)?;
+        Ok((device, region))
+    }
+}
+
 fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut names: Vec<_> =
@@ -115,13 +138,13 @@ fn class_device(fd: &OwnedFd, class: &str) -> Option<String> {
 #[derive(Debug)]
 struct Membership {
     container: OwnedFd,
-    group: Group,
+    group: Arc<Group>,
 }
 
 impl Membership {
     fn new(container: OwnedFd, group: Group) -> Result<Self, Failure> {
         match ioctl::set_container(&group.fd, &container) {
-            Ok(()) => Ok(Self { container, group }),
+            Ok(()) => Ok(Self { container, group: Arc::new(group) }),
             Err(error) => Err(refuse_container(&group, error)),
         }
     }
@@ -166,6 +189,11 @@ impl Container {
         &self.geometry
     }
 
+    /// The group.
+    pub fn group(&self) -> &Arc<Group> {
+        &self.membership.group
+    }
+
     /// Whether the group can be let go: no device descriptor of it, nor a mapping of a device's
     /// registers, is open. On success the group has no container any more.
     ///
@@ -177,7 +205,8 @@ impl Container {
             Errno::BUSY => Failure::new(
                 Errno::BUSY,
                 format!(
-                    "a device of group {} is still open: close its descriptor and unmap its registers first",
+                    "a device of group {} is still open: close its descriptor and unmap its registers first, \
+                     also from the IOASIDs that map them for other devices",
                     group.number
                 ),
             ),
@@ -185,26 +214,69 @@ impl Container {
         })
     }
 
-    /// See [`Table::map`](super::Table::map). Memory of several files takes a mapping for each.
+    /// See [`Table::map`](super::Table::map). It takes a mapping of the container for each piece of
+    /// memory and each stride.
     ///
     /// # Errors
     /// As there.
-    pub fn map(&mut self, entry: &Entry, memory: &Backing) -> Result<(), Failure> {
-        let &Entry { iova, size, prot, offset, .. } = entry;
-        let mut done = 0;
-        let result = memory.visit(offset..offset + size, |position, window| {
-            ioctl::map_dma(&self.membership.container, iova + position, window, prot)?;
-            done = position + window.len();
-            Ok::<_, Errno>(())
-        });
-        result.map_err(|error| {
-            if done > 0 {
-                // What was mapped a moment ago can be unmapped; if not, the release of the
-                // container will.
-                let _ = ioctl::unmap_dma(&self.membership.container, iova, done);
+    pub fn map(
+        &mut self,
+        entry: &Entry,
+        (memory, base): (&Backing, u64),
+        effort: &mut Effort<'_, '_>,
+    ) -> Result<(), Failure> {
+        let &Entry { iova, size, prot, .. } = entry;
+        let begin = base + entry.offset;
+        let mut touched = 0;
+        let result = memory.visit(begin..begin + size, STRIDE, |position, reach| {
+            effort.go_on()?;
+            // A caller that dies while it maps may have mapped or not.
+            touched = position + reach.len();
+            let iova = iova + position;
+            match &reach {
+                Reach::Here(view) | Reach::Registers(view) => {
+                    ioctl::map_dma(&self.membership.container, iova, view, prot)
+                }
+                Reach::There(foreign) => self.lead_map(iova, foreign, prot, effort)?,
             }
-            refuse_map(iova, size, error)
-        })
+            .map_err(|error| refuse_map(iova, reach.len(), error))?;
+            effort.done(reach.len());
+            Ok(())
+        });
+        if result.is_err() && touched > 0 {
+            // What was mapped a moment ago can be unmapped; if not, the release of the container
+            // will.
+            let _ = ioctl::unmap_dma(&self.membership.container, iova, touched);
+        }
+        result
+    }
+
+    fn lead_map(
+        &self,
+        iova: u64,
+        memory: &Foreign<'_>,
+        prot: Prot,
+        effort: &mut Effort<'_, '_>,
+    ) -> Result<Result<(), Errno>, Failure> {
+        let map = ioctl::DmaMap::new(iova, memory.vaddr, memory.len, prot);
+        let led = effort.lead(memory.process())?;
+        let container = self.membership.container.as_fd();
+        Ok(led.ioctl(container, ioctl::IOMMU_MAP_DMA, map.as_bytes())?.map(drop))
+    }
+
+    /// Has one page at `vaddr` of a led caller put into its page table by mapping it at `iova`, where
+    /// nothing is, for a moment.
+    ///
+    /// # Errors
+    /// EFAULT when there is no such page.
+    pub fn populate(&mut self, iova: u64, vaddr: u64, led: &mut Led<'_>) -> Result<(), Failure> {
+        let page = self.geometry.pgsizes.smallest().unwrap_or(4096);
+        let map = ioctl::DmaMap::new(iova, vaddr, page, Prot::READ);
+        let container = self.membership.container.as_fd();
+        let mapped = led.ioctl(container, ioctl::IOMMU_MAP_DMA, map.as_bytes());
+        // Also when the caller died: it may have mapped before.
+        let _ = ioctl::unmap_dma(&self.membership.container, iova, page);
+        mapped?.map(drop).map_err(|error| refuse_map(iova, page, error))
     }
 
     /// See [`Table::unmap`](super::Table::unmap).
@@ -286,14 +358,16 @@ fn refuse_map(iova: u64, size: u64, error: Errno) -> Failure {
         Errno::FAULT | Errno::OPNOTSUPP => Failure::new(
             Errno::FAULT,
             format!(
-                "the memory for {range} cannot be pinned: it was cut short, or it is a file that this \
-                 kernel does not let devices write (files on disk, from Linux 6.8 on)"
+                "the memory for {range} cannot be pinned: it was cut short or unmapped, or it is a file \
+                 that this kernel does not let devices write (files on disk, from Linux 6.8 on)"
             ),
         ),
         Errno::NOMEM => Failure::new(
             Errno::NOMEM,
             format!(
-                "pinning the memory for {range} needs more memory, or a higher locked-memory limit of the daemon"
+                "the kernel refuses to pin the memory for {range}: there is too little of it, or it is over \
+                 a limit of locked memory (ulimit -l). Private memory the kernel charges to the \
+                 program itself, once for each device group; other memory to the daemon"
             ),
         ),
         Errno::NOSPC => Failure::new(

@@ -38,6 +38,12 @@ pub(super) fn is_hugetlb(file: impl AsFd) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|statfs| statfs.f_type as u64 == HUGETLBFS_MAGIC)
 }
 
+/// Whether an open file's pages are memory and nothing else. Only for files that [`accept`] let pass.
+pub(super) fn is_memory(file: impl AsFd) -> bool {
+    const MAGICS: [u64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6]; // tmpfs, ramfs, hugetlbfs
+    rustix::fs::fstatfs(file).is_ok_and(|statfs| MAGICS.contains(&(statfs.f_type as u64)))
+}
+
 /// The name of the file system with this device number, as the caller's mount namespace has it;
 /// None when it is not mounted there.
 fn kind(tid: Tid, device: Device) -> io::Result<Option<String>> {

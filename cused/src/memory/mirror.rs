@@ -26,44 +26,16 @@ use rustix::fd::{AsRawFd as _, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, open, readlink};
 use rustix::io::Errno;
 
-use super::maps::{Maps, Vma};
-use super::{Backing, Rights, Segment, Window, filesystem};
+use super::maps::Vma;
+use super::{FilePiece, Rights, Window, filesystem};
 use crate::caller::Tid;
 use crate::failure::Failure;
 
 /// How many of a caller's descriptors are looked at for the file behind a mapping.
 const DESCRIPTORS_SEARCHED: usize = 4096;
 
-/// Opens what stands behind `size` bytes at `vaddr` of the caller.
-///
-/// # Errors
-/// - EFAULT: part of the range is not mapped in the caller, or changes while we look
-/// - EPERM: `rights` are more than the caller's own
-/// - EOPNOTSUPP: private or device memory, or a file system that is not accepted
-pub fn resolve(tid: Tid, vaddr: u64, size: u64, rights: Rights) -> Result<Backing, Failure> {
-    let end = vaddr.checked_add(size).ok_or_else(|| unmapped(u64::MAX))?;
-    let range = vaddr..end;
-    let mut maps = Maps::open(tid).map_err(unlisted)?;
-    let vmas = maps.overlapping(&range).map_err(unlisted)?;
-    check_whole(&vmas, &range)?;
-    for vma in &vmas {
-        check_kind(vma, rights)?;
-    }
-    let named = vmas.iter().map(|vma| name(tid, vma)).collect::<Result<Vec<_>, _>>()?;
-    let now = maps.overlapping(&range).map_err(unlisted)?;
-    if now != vmas {
-        return Err(changed(vaddr, size));
-    }
-    let segments = vmas
-        .iter()
-        .zip(named)
-        .map(|(vma, named)| segment(vma, &range, rights, named.open(vma, rights)?))
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(Backing { segments, rights })
-}
-
 /// The file behind a mapping, before it is opened for access.
-enum Named {
+pub(super) enum Named {
     /// An O_PATH descriptor from map_files.
     Path(OwnedFd),
     /// A duplicate of a descriptor of the caller.
@@ -71,7 +43,7 @@ enum Named {
 }
 
 impl Named {
-    fn open(self, vma: &Vma, rights: Rights) -> Result<File, Failure> {
+    pub(super) fn open(self, vma: &Vma, rights: Rights) -> Result<File, Failure> {
         match self {
             Self::Path(fd) => reopen(&fd, vma, rights),
             Self::Descriptor(fd) => {
@@ -95,7 +67,7 @@ fn reopen(fd: &OwnedFd, vma: &Vma, rights: Rights) -> Result<File, Failure> {
 
 /// Steps 1 and 2, and the comparison of step 3 for what the list of maps said *before*: the caller
 /// requires the list to be unchanged afterwards.
-fn name(tid: Tid, vma: &Vma) -> Result<Named, Failure> {
+pub(super) fn name(tid: Tid, vma: &Vma) -> Result<Named, Failure> {
     let link = format!("/proc/{}/map_files/{}", tid.get(), vma.file_name());
     match open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
         Ok(fd) => {
@@ -111,7 +83,8 @@ fn check_file(tid: Tid, vma: &Vma, fd: &OwnedFd) -> Result<(), Failure> {
     let attributes = filesystem::attributes(fd).map_err(|error| refused(vma, error))?;
     if FileType::from_raw_mode(attributes.stx_mode.into()) != FileType::RegularFile {
         return Err(Failure::unsupported(format!(
-            "{} is memory of a device, which cannot be mapped",
+            "{} is memory of a device; of devices, only the registers of one that is bound to \
+             this open of the node can be mapped",
             vma.describe()
         )));
     }
@@ -176,65 +149,44 @@ fn descriptor_of(tid: Tid, vma: &Vma) -> Result<Named, Failure> {
     })
 }
 
-fn check_whole(vmas: &[Vma], range: &Range<u64>) -> Result<(), Failure> {
-    let mut reached = range.start;
-    for vma in vmas {
-        if vma.range.start > reached {
-            break;
-        }
-        reached = vma.range.end;
-    }
-    match reached >= range.end {
-        true => Ok(()),
-        false => Err(unmapped(reached)),
-    }
+/// The piece of a file that a part of a mapping shows.
+pub(super) fn piece(
+    vma: &Vma,
+    Range { start: from, end: to }: Range<u64>,
+    rights: Rights,
+    file: File,
+) -> Result<FilePiece, Failure> {
+    let what = || format!("the {}", vma.describe());
+    let offset = vma.offset + (from - vma.range.start);
+    file_piece(file, offset, to - from, rights, what)
 }
 
-fn unmapped(address: u64) -> Failure {
-    Failure::new(Errno::FAULT, format!("nothing is mapped at {address:#x} in the program"))
-}
-
-fn check_kind(vma: &Vma, rights: Rights) -> Result<(), Failure> {
-    if !vma.shared {
-        return Err(Failure::unsupported(format!(
-            "{} cannot be mapped yet, only shared memory can: use a memfd, MAP_SHARED or \
-             /dev/shm (IOASID_EXT_PRIVATE_MEMORY is 0)",
-            vma.describe()
-        )));
-    }
-    let missing = match rights {
-        _ if !vma.readable => "read",
-        Rights::ReadWrite if !vma.writable => "write",
-        _ => return Ok(()),
-    };
-    Err(Failure::new(
-        Errno::PERM,
-        format!("the program itself may not {missing} the {}", vma.describe()),
-    ))
-}
-
-fn segment(vma: &Vma, range: &Range<u64>, rights: Rights, file: File) -> Result<Segment, Failure> {
-    let attributes = filesystem::attributes(&file).map_err(|error| refused(vma, error))?;
-    let from = vma.range.start.max(range.start);
-    let to = vma.range.end.min(range.end);
+/// A piece of a file of an accepted file system, of which `what` is said in messages.
+pub(super) fn file_piece(
+    file: File,
+    offset: u64,
+    len: u64,
+    rights: Rights,
+    what: impl Fn() -> String,
+) -> Result<FilePiece, Failure> {
+    let attributes = filesystem::attributes(&file).map_err(|error| refuse(&what(), error))?;
     let page = rustix::param::page_size() as u64;
     // hugetlbfs gives its page size as the block size; others give a size that needs no heed.
     let huge = filesystem::is_hugetlb(&file);
     let alignment = if huge { u64::from(attributes.stx_blksize).max(page) } else { page };
-    let offset = vma.offset + (from - vma.range.start);
-    let len = to - from;
-    if offset + len > attributes.stx_size.next_multiple_of(alignment) {
+    let end = attributes.stx_size.checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
+    if offset.checked_add(len).is_none_or(|last| last > end) {
         return Err(Failure::new(
             Errno::FAULT,
-            format!("part of the {} lies behind the end of its file", vma.describe()),
+            format!("part of {} lies behind the end of its file", what()),
         ));
     }
     // Opening is not everything: a sealed memfd opens for writing and refuses to be mapped so.
-    Window::new(&file, offset, len, alignment, rights).map_err(|error| refused(vma, error))?;
-    Ok(Segment { file, offset, len, alignment })
+    Window::new(&file, offset, len, alignment, rights).map_err(|error| refuse(&what(), error))?;
+    Ok(FilePiece { file, offset, len, alignment, kept: None })
 }
 
-fn unlisted(error: std::io::Error) -> Failure {
+pub(super) fn unlisted(error: std::io::Error) -> Failure {
     Failure::new(
         Errno::from_io_error(&error).unwrap_or(Errno::IO),
         format!("the program's memory map cannot be read: {error}"),
@@ -242,18 +194,19 @@ fn unlisted(error: std::io::Error) -> Failure {
 }
 
 fn refused(vma: &Vma, error: Errno) -> Failure {
+    refuse(&format!("the file behind the {}", vma.describe()), error)
+}
+
+fn refuse(what: &str, error: Errno) -> Failure {
     let errno = match error {
         Errno::PERM | Errno::ACCESS | Errno::ROFS | Errno::TXTBSY => Errno::PERM,
         Errno::NOMEM | Errno::MFILE | Errno::NFILE => Errno::NOMEM,
         _ => Errno::FAULT,
     };
-    Failure::new(
-        errno,
-        format!("the file behind the {} cannot be opened for this: {error}", vma.describe()),
-    )
+    Failure::new(errno, format!("{what} cannot be opened or mapped for this: {error}"))
 }
 
-fn changed(vaddr: u64, size: u64) -> Failure {
+pub(super) fn changed(vaddr: u64, size: u64) -> Failure {
     Failure::new(
         Errno::FAULT,
         format!(

@@ -1,4 +1,5 @@
-//! A passing mmap of a piece of a file in the daemon's own address space.
+//! An mmap of a piece of a file in the daemon's own address space: a passing one, or a lasting one
+//! for registered memory and device registers.
 //!
 //! The only module that maps memory, and so the only one of `memory` with `unsafe`. A window gives
 //! out its address as a number, for the kernel to pin; Rust never sees its bytes as memory.
@@ -6,12 +7,12 @@
 //! that is gone (a file cut short) as EFAULT where a load or store would be a SIGBUS.
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::ptr::{self, NonNull};
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
+use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -27,10 +28,16 @@ pub struct Window {
     len: usize,
 }
 
+// SAFETY: the address is of memory that belongs to the process, not to a thread; nothing but the
+// kernel goes there.
+unsafe impl Send for Window {}
+// SAFETY: as above; there is no access that two threads could make at once.
+unsafe impl Sync for Window {}
+
 impl Window {
     /// Maps `len` bytes of `file` from `offset` on. `alignment` is the page size of the file.
     pub(super) fn new(
-        file: &File,
+        file: impl AsFd,
         offset: u64,
         len: u64,
         alignment: u64,
@@ -54,22 +61,46 @@ impl Window {
         Ok(Self { base, mapped, lead: lead as usize, len: len as usize })
     }
 
-    /// The address of the piece in the daemon.
-    pub fn address(&self) -> u64 {
-        (self.base.as_ptr().addr() + self.lead) as u64
+    /// The length of the piece, bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.len as u64
     }
 
-    /// The length of the piece, bytes.
+    /// `len` bytes of the piece, from `start` on.
+    ///
+    /// # Panics
+    /// If the piece does not have them.
+    pub(super) fn view(&self, start: u64, len: u64) -> View<'_> {
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.len()), "no such bytes");
+        View { window: self, start: start as usize, len: len as usize }
+    }
+}
+
+/// A part of a mapped piece.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    window: &'a Window,
+    start: usize,
+    len: usize,
+}
+
+impl View<'_> {
+    /// The address of the part in the daemon.
+    pub fn address(&self) -> u64 {
+        (self.window.base.as_ptr().addr() + self.window.lead + self.start) as u64
+    }
+
+    /// The length of the part, bytes.
     pub fn len(&self) -> u64 {
         self.len as u64
     }
 
-    /// True for a piece of no bytes.
+    /// True for a part of no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Copies from the start of the piece into `buffer`, which is no longer than the piece.
+    /// Copies from the start of the part into `buffer`, which is no longer than the part.
     ///
     /// # Errors
     /// EFAULT when the file has no such bytes any more.
@@ -79,7 +110,7 @@ impl Window {
         whole(process_vm_readv(Pid::this(), &mut local, &remote), wanted)
     }
 
-    /// Copies `bytes`, no longer than the piece, to its start.
+    /// Copies `bytes`, no longer than the part, to its start.
     ///
     /// # Errors
     /// EFAULT when the file has no such bytes any more, or the window is read-only.

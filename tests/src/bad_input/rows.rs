@@ -289,7 +289,7 @@ fn templates(world: &World, skipped: &mut Vec<String>) -> Vec<Template> {
             ..Template::new(row(cmd::GET_INFO, "", info_request(world)))
         },
         Template {
-            known_flags: Some(uapi::MAP_READ | uapi::MAP_WRITE),
+            known_flags: Some(uapi::MAP_READ | uapi::MAP_WRITE | uapi::MAP_FILE),
             reserved: &[12],
             ..Template::new(
                 row(cmd::MAP_DMA, "", free_map(world)).undo(|world| world.unmap(FREE_IOVA, PAGE)),

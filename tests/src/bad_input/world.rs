@@ -333,7 +333,7 @@ impl World {
             argsz: uapi::MapDma::ARGSZ,
             flags: uapi::MAP_READ | uapi::MAP_WRITE,
             ioasid: self.space,
-            reserved: 0,
+            fd: 0,
             vaddr,
             iova,
             size,

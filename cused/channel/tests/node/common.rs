@@ -25,6 +25,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("a_signal_interrupts_a_slow_ioctl", interrupt),
         ("a_handler_that_ignores_its_interrupt_still_answers", stubborn),
         ("an_interrupt_hook_can_answer_instead_of_the_handler", hopeless),
+        ("an_interrupted_ioctl_can_begin_anew", again),
+        ("an_ioctl_that_would_begin_anew_ends_when_serving_does", again_at_the_end),
         ("a_killed_caller_is_let_go_and_released", killed),
         ("a_caller_killed_while_it_opens_is_released", killed_while_opening),
         ("signals_in_plenty_lose_nothing", signal_storm),
@@ -221,6 +223,33 @@ fn hopeless(transport: Transport) {
     served.node.open_gate();
     await_that("the handler", || served.node.finished.load(Ordering::SeqCst) == 1);
     assert_eq!(served.stop().abandoned, 0);
+}
+
+/// The kernel's own restart, which facts about fs/fuse say works: the program sees no EINTR and no
+/// internal errno, whatever its handler was installed with.
+fn again(transport: Transport) {
+    for restart in ["restart", "interrupt"] {
+        let served = Served::new(transport);
+        let mut client = Client::new();
+        let file = client.open(&served.path);
+        client.value(format!("alarm 50 0 {restart}")).unwrap();
+        assert_eq!(client.value(format!("ioctl {file} {} 0", command::AGAIN)), Ok(9));
+        // The open, and the call twice.
+        assert_eq!(served.node.entered.load(Ordering::SeqCst), 3);
+        client.finish();
+    }
+}
+
+fn again_at_the_end(transport: Transport) {
+    let options = ServeOptions { stop_grace: Duration::from_secs(4), ..ServeOptions::default() };
+    let mut served = Served::with(transport, options);
+    let mut client = Client::new();
+    let file = client.open(&served.path);
+    client.begin(format!("ioctl {file} {} 0", command::AGAIN));
+    await_that("the handler", || served.node.entered.load(Ordering::SeqCst) == 2);
+    served.begin_stop();
+    assert_eq!(client.result(), Err(libc::EINTR));
+    assert_eq!(served.ended().abandoned, 0);
 }
 
 fn killed(transport: Transport) {

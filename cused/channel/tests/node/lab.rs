@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use cuse_channel::{
     Caller, Channel, Context, CuseOptions, Ended, Errno, FuseFileOptions, IoVec, Ioctl, IoctlReply,
-    Node, Notifier, PollHandle, ServeOptions, Server, Stop,
+    Node, Notifier, PollHandle, ServeOptions, Server, Stop, WayOut,
 };
 
 /// How long anything may take before it counts as hanging. Emulated machines are slow.
@@ -38,6 +38,8 @@ pub(crate) mod command {
     pub(crate) const TOO_MUCH: u64 = 0x5408;
     /// As BLOCK, but interrupted the caller gets EINTR while the handler goes on.
     pub(crate) const HOPELESS: u64 = 0x5409;
+    /// Waits to be interrupted, begins anew, and then returns 9.
+    pub(crate) const AGAIN: u64 = 0x5411;
     /// Makes the file readable: one more record, of the argument's lowest byte.
     pub(crate) const FEED: u64 = 0x540a;
     /// Asks for 128 KiB at the argument by RETRY, and returns how many bytes came.
@@ -179,6 +181,16 @@ impl Node for Lab {
                 }
                 IoctlReply::value(0)
             }
+            command::AGAIN => {
+                if self.interrupted.load(Ordering::SeqCst) > 0 {
+                    return IoctlReply::value(9);
+                }
+                while !request.interrupt.is_set() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                self.interrupted.fetch_add(1, Ordering::SeqCst);
+                IoctlReply::Restart
+            }
             command::STUBBORN => {
                 self.blocked.fetch_add(1, Ordering::SeqCst);
                 std::thread::sleep(milliseconds);
@@ -285,12 +297,12 @@ impl Node for Lab {
         Ok(data.len())
     }
 
-    fn interrupted(&self, unique: u64) -> Option<Errno> {
+    fn interrupted(&self, unique: u64) -> Option<WayOut> {
         self.hooks.fetch_add(1, Ordering::SeqCst);
         // Whoever waits with this lock held looks at its interrupt before it waits again.
         drop(self.files.lock().unwrap());
         self.changed.notify_all();
-        self.hopeless.lock().unwrap().contains(&unique).then_some(Errno::INTR)
+        self.hopeless.lock().unwrap().contains(&unique).then_some(WayOut::Fail(Errno::INTR))
     }
 }
 

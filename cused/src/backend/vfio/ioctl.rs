@@ -6,8 +6,8 @@
 //! other descriptor the kernel would answer ENOTTY without touching the argument.
 #![allow(unsafe_code)]
 
-use std::ffi::c_void;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::ffi::{CStr, c_void};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use ioasid::Prot;
 use rustix::io::Errno;
@@ -15,12 +15,12 @@ use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode, opcode};
 use vfio_bindings::bindings::vfio::{
     VFIO_BASE, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL,
     VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_INFO_PGSIZES, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE,
-    VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE, VFIO_TYPE1v2_IOMMU, vfio_iommu_type1_dma_map,
-    vfio_iommu_type1_dma_unmap,
+    VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_REGION_INFO_FLAG_MMAP, VFIO_TYPE, VFIO_TYPE1v2_IOMMU,
+    vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_region_info,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::memory::Window;
+use crate::memory::View;
 
 const fn number(nr: u32) -> Opcode {
     opcode::none(VFIO_TYPE, (VFIO_BASE + nr) as u8)
@@ -29,8 +29,11 @@ const fn number(nr: u32) -> Opcode {
 const SET_IOMMU: Opcode = number(2);
 const GROUP_SET_CONTAINER: Opcode = number(4);
 const GROUP_UNSET_CONTAINER: Opcode = number(5);
+const GROUP_GET_DEVICE_FD: Opcode = number(6);
+const DEVICE_GET_REGION_INFO: Opcode = number(8);
 const IOMMU_GET_INFO: Opcode = number(12);
-const IOMMU_MAP_DMA: Opcode = number(13);
+/// VFIO_IOMMU_MAP_DMA, for a caller that is led through it.
+pub(super) const IOMMU_MAP_DMA: Opcode = number(13);
 const IOMMU_UNMAP_DMA: Opcode = number(14);
 
 /// A VFIO ioctl with an argument that the kernel reads, and for some commands writes.
@@ -95,26 +98,83 @@ pub(super) fn set_type1v2(container: &OwnedFd) -> Result<(), Errno> {
     unsafe { ioctl::ioctl(container, Number(SET_IOMMU, VFIO_TYPE1v2_IOMMU as usize)) }
 }
 
-/// VFIO_IOMMU_MAP_DMA of a whole window.
+/// The argument of VFIO_IOMMU_MAP_DMA, `struct vfio_iommu_type1_dma_map`.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct DmaMap {
+    argsz: u32,
+    flags: u32,
+    vaddr: u64,
+    iova: u64,
+    size: u64,
+}
+
+const _: () = assert!(size_of::<DmaMap>() == size_of::<vfio_iommu_type1_dma_map>());
+
+impl DmaMap {
+    /// `size` bytes at `vaddr` of whoever makes the call.
+    pub(super) fn new(iova: u64, vaddr: u64, size: u64, prot: Prot) -> Self {
+        let mut flags = 0;
+        if prot.read {
+            flags |= VFIO_DMA_MAP_FLAG_READ;
+        }
+        if prot.write {
+            flags |= VFIO_DMA_MAP_FLAG_WRITE;
+        }
+        Self { argsz: size_of::<Self>() as u32, flags, vaddr, iova, size }
+    }
+}
+
+/// VFIO_IOMMU_MAP_DMA of memory of the daemon.
 pub(super) fn map_dma(
     container: &OwnedFd,
     iova: u64,
-    window: &Window,
+    memory: &View<'_>,
     prot: Prot,
 ) -> Result<(), Errno> {
-    let mut flags = 0;
-    if prot.read {
-        flags |= VFIO_DMA_MAP_FLAG_READ;
-    }
-    if prot.write {
-        flags |= VFIO_DMA_MAP_FLAG_WRITE;
-    }
-    let argsz = size_of::<vfio_iommu_type1_dma_map>() as u32;
-    let (vaddr, size) = (window.address(), window.len());
-    let mut map = vfio_iommu_type1_dma_map { argsz, flags, vaddr, iova, size };
+    let mut map = DmaMap::new(iova, memory.address(), memory.len(), prot);
     // SAFETY: the argument is the structure of this command with its true size, and lives
     // through the call. The memory at vaddr is only pinned: Rust has no reference to it.
     unsafe { ioctl::ioctl(container, Command(IOMMU_MAP_DMA, &mut map)) }
+}
+
+/// VFIO_GROUP_GET_DEVICE_FD: opens a device of a group, by its name.
+pub(super) fn device(group: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    // SAFETY: the argument is a string that ends with a zero byte and lives through the call, which
+    // does not write to it.
+    let fd = unsafe {
+        libc::ioctl(group.as_raw_fd(), u64::from(GROUP_GET_DEVICE_FD) as _, name.as_ptr())
+    };
+    match fd {
+        // SAFETY: the kernel has just opened this descriptor (close-on-exec) for us alone.
+        0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
+}
+
+/// Where a region of a device lies in its descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Where in the descriptor it begins, bytes.
+    pub offset: u64,
+    /// Its size, bytes.
+    pub size: u64,
+}
+
+/// VFIO_DEVICE_GET_REGION_INFO.
+///
+/// # Errors
+/// EOPNOTSUPP for a region that cannot be mapped into memory.
+pub(super) fn region(device: &OwnedFd, index: u32) -> Result<Region, Errno> {
+    let argsz = size_of::<vfio_region_info>() as u32;
+    let mut info = vfio_region_info { argsz, index, ..Default::default() };
+    // SAFETY: the argument is the structure of this command with its true size, and lives
+    // through the call.
+    unsafe { ioctl::ioctl(device, Command(DEVICE_GET_REGION_INFO, &mut info))? };
+    match info.flags & VFIO_REGION_INFO_FLAG_MMAP {
+        0 => Err(Errno::OPNOTSUPP),
+        _ => Ok(Region { offset: info.offset, size: info.size }),
+    }
 }
 
 /// VFIO_IOMMU_UNMAP_DMA of a range. Returns how many bytes were mapped there.

@@ -1,0 +1,224 @@
+//! ptrace(2) and waiting for a traced thread.
+//!
+//! All of it is tied to the calling thread of ours: only the thread that seized a tracee may
+//! command it, so a [`Tracee`] cannot be sent to another.
+#![allow(unsafe_code)]
+
+use std::ffi::{c_int, c_void};
+use std::marker::PhantomData;
+use std::ptr;
+
+use rustix::io::Errno;
+use zerocopy::{FromZeros, IntoBytes as _};
+
+use super::registers::Native;
+use crate::caller::Tid;
+
+/// A thread that this thread traces.
+#[derive(Debug)]
+pub(super) struct Tracee {
+    tid: Tid,
+    options: c_int,
+    /// Not Send: only the thread that seized it may command it.
+    bound: PhantomData<*mut ()>,
+}
+
+/// What a tracee did that ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// It stopped, as PTRACE_INTERRUPT asks it to, or for SIGCONT.
+    Trap,
+    /// It takes part in a stop of its whole process, by SIGSTOP or the like.
+    GroupStop,
+    /// It stopped on entering or leaving a system call.
+    Syscall,
+    /// A signal is about to be delivered to it.
+    Signal(c_int),
+    /// It is no more.
+    Gone,
+}
+
+impl Tracee {
+    /// Begins to trace `tid`, without stopping it. Returns also whether its seccomp filters are
+    /// suspended while it is traced, which takes privilege.
+    ///
+    /// # Errors
+    /// EPERM when somebody else traces it or we may not; ESRCH when it is gone.
+    pub(super) fn seize(tid: Tid) -> Result<(Self, bool), Errno> {
+        let seize = |options: c_int| {
+            let tracee = Self { tid, options, bound: PhantomData };
+            // SAFETY: PTRACE_SEIZE takes options by value and touches no memory of ours.
+            unsafe { tracee.command(libc::PTRACE_SEIZE, 0, options as usize) }.map(|()| tracee)
+        };
+        let options = libc::PTRACE_O_TRACESYSGOOD;
+        match seize(options | libc::PTRACE_O_SUSPEND_SECCOMP) {
+            Ok(tracee) => Ok((tracee, true)),
+            Err(Errno::PERM | Errno::INVAL) => Ok((seize(options)?, false)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has it stop as soon as it leaves the kernel.
+    pub(super) fn interrupt(&self) -> Result<(), Errno> {
+        // SAFETY: PTRACE_INTERRUPT takes no argument.
+        unsafe { self.command(libc::PTRACE_INTERRUPT, 0, 0) }
+    }
+
+    /// Has it killed if this thread ends before it is let go.
+    pub(super) fn tie(&self) -> Result<(), Errno> {
+        let options = self.options | libc::PTRACE_O_EXITKILL;
+        // SAFETY: PTRACE_SETOPTIONS takes options by value.
+        unsafe { self.command(libc::PTRACE_SETOPTIONS, 0, options as usize) }
+    }
+
+    /// Lets it run to where it next enters or leaves a system call, with `signal` delivered, if
+    /// not 0.
+    pub(super) fn run(&self, signal: c_int) -> Result<(), Errno> {
+        // SAFETY: PTRACE_SYSCALL takes the signal by value.
+        unsafe { self.command(libc::PTRACE_SYSCALL, 0, signal as usize) }
+    }
+
+    /// Lets it run to its next stop of another kind, with `signal` delivered, if not 0.
+    pub(super) fn cont(&self, signal: c_int) -> Result<(), Errno> {
+        // SAFETY: PTRACE_CONT takes the signal by value.
+        unsafe { self.command(libc::PTRACE_CONT, 0, signal as usize) }
+    }
+
+    /// Ends tracing. It must be stopped.
+    pub(super) fn detach(self, signal: c_int) -> Result<(), Errno> {
+        // SAFETY: PTRACE_DETACH takes the signal by value.
+        unsafe { self.command(libc::PTRACE_DETACH, 0, signal as usize) }
+    }
+
+    /// Its registers. It must be stopped.
+    pub(super) fn registers(&self) -> Result<Native, Errno> {
+        let mut registers = Native::new_zeroed();
+        let size = size_of::<Native>();
+        let mut io =
+            libc::iovec { iov_base: registers.as_mut_bytes().as_mut_ptr().cast(), iov_len: size };
+        // SAFETY: the kernel writes at most iov_len bytes to `registers`, which any bytes are
+        // valid for, and the new length to `io`; both live through the call.
+        unsafe { self.command(libc::PTRACE_GETREGSET, NT_PRSTATUS, (&raw mut io).addr_of()) }?;
+        if io.iov_len == size { Ok(registers) } else { Err(Errno::OPNOTSUPP) }
+    }
+
+    /// Sets its registers. It must be stopped.
+    pub(super) fn set_registers(&self, registers: &Native) -> Result<(), Errno> {
+        let bytes = registers.as_bytes();
+        let mut io =
+            libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        // SAFETY: the kernel reads iov_len bytes of `registers` and does not write there; it may
+        // write to `io`. Both live through the call.
+        unsafe { self.command(libc::PTRACE_SETREGSET, NT_PRSTATUS, (&raw mut io).addr_of()) }
+    }
+
+    /// The signals that it blocks. It must be stopped.
+    pub(super) fn signal_mask(&self) -> Result<u64, Errno> {
+        let mut mask = 0_u64;
+        // SAFETY: the kernel writes 8 bytes, as many as its `addr` argument says, to `mask`.
+        unsafe { self.command(libc::PTRACE_GETSIGMASK, 8, (&raw mut mask).addr_of()) }?;
+        Ok(mask)
+    }
+
+    /// Sets the signals that it blocks. It must be stopped.
+    pub(super) fn set_signal_mask(&self, mut mask: u64) -> Result<(), Errno> {
+        // SAFETY: the kernel reads 8 bytes, as many as its `addr` argument says, of `mask`.
+        unsafe { self.command(libc::PTRACE_SETSIGMASK, 8, (&raw mut mask).addr_of()) }
+    }
+
+    /// Waits for what it does next.
+    pub(super) fn wait(&self) -> Event {
+        let mut status = 0;
+        loop {
+            // SAFETY: the status is written to a variable that lives through the call.
+            let waited = unsafe { libc::waitpid(self.pid(), &raw mut status, libc::__WALL) };
+            if waited == self.pid() {
+                return decode(status);
+            }
+            if last_error() != Errno::INTR {
+                // ECHILD: another thread of its process has called execve and taken its id.
+                return Event::Gone;
+            }
+        }
+    }
+
+    fn pid(&self) -> libc::pid_t {
+        self.tid.get().cast_signed()
+    }
+
+    /// # Safety
+    /// As for ptrace(2): `data` is what `request` takes, and valid for the call if an address.
+    unsafe fn command(
+        &self,
+        request: RequestNumber,
+        address: usize,
+        data: usize,
+    ) -> Result<(), Errno> {
+        let pointer = |number: usize| ptr::without_provenance_mut::<c_void>(number);
+        // SAFETY: the caller's promise. Of the tracee's own memory no request used here writes
+        // any; addresses of ours were exposed by `addr_of`.
+        let result = unsafe {
+            libc::ptrace(
+                request,
+                self.pid(),
+                pointer(address),
+                ptr::with_exposed_provenance_mut::<c_void>(data),
+            )
+        };
+        if result < 0 { Err(last_error()) } else { Ok(()) }
+    }
+}
+
+/// ptrace's requests are of another integer type with each C library.
+#[cfg(target_env = "musl")]
+type RequestNumber = c_int;
+/// ptrace's requests are of another integer type with each C library.
+#[cfg(not(target_env = "musl"))]
+type RequestNumber = std::ffi::c_uint;
+
+/// The general registers, among the sets of registers.
+const NT_PRSTATUS: usize = 1;
+
+trait AddressOf {
+    fn addr_of(self) -> usize;
+}
+
+impl<T> AddressOf for *mut T {
+    fn addr_of(self) -> usize {
+        self.expose_provenance()
+    }
+}
+
+fn decode(status: c_int) -> Event {
+    if !libc::WIFSTOPPED(status) {
+        return Event::Gone;
+    }
+    let signal = libc::WSTOPSIG(status);
+    match status >> 16 {
+        libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Event::Trap,
+        libc::PTRACE_EVENT_STOP => Event::GroupStop,
+        _ if signal == libc::SIGTRAP | 0x80 => Event::Syscall,
+        _ => Event::Signal(signal),
+    }
+}
+
+fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_wait_says() {
+        let stopped = |signal: c_int, event: c_int| event << 16 | signal << 8 | 0x7f;
+        assert_eq!(decode(stopped(libc::SIGTRAP, libc::PTRACE_EVENT_STOP)), Event::Trap);
+        assert_eq!(decode(stopped(libc::SIGSTOP, libc::PTRACE_EVENT_STOP)), Event::GroupStop);
+        assert_eq!(decode(stopped(libc::SIGTRAP | 0x80, 0)), Event::Syscall);
+        assert_eq!(decode(stopped(libc::SIGSTOP, 0)), Event::Signal(libc::SIGSTOP));
+        assert_eq!(decode(stopped(40, 0)), Event::Signal(40));
+        assert_eq!(decode(0), Event::Gone);
+        assert_eq!(decode(libc::SIGKILL), Event::Gone);
+    }
+}

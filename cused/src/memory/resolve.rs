@@ -1,0 +1,218 @@
+//! From what a caller names to the memory behind it: one interface over all routes.
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use rustix::fs::{FileType, OFlags, fcntl_getfl};
+use rustix::io::Errno;
+
+use super::maps::{Maps, Vma};
+use super::registers::{self, BoundDevice};
+use super::{Backing, FilePiece, Piece, ProgramPiece, Rights, filesystem, mirror};
+use crate::caller::Tid;
+use crate::failure::Failure;
+use crate::process::Process;
+
+/// Has the page of registers at an address of the caller be put into the caller's page table,
+/// without touching the registers.
+pub type Populate<'a> = dyn FnMut(u64) -> Result<(), Failure> + 'a;
+
+/// What a program may name, and how.
+pub struct Resolver<'a> {
+    /// The thread that is blocked in the call.
+    pub tid: Tid,
+    /// Its process.
+    pub process: &'a Arc<Process>,
+    /// What devices will do.
+    pub rights: Rights,
+    /// The devices whose registers can be mapped.
+    pub devices: &'a [BoundDevice],
+}
+
+impl Resolver<'_> {
+    /// What stands behind `size` bytes at `vaddr` of the caller.
+    ///
+    /// # Errors
+    /// - EFAULT: part of the range is not mapped in the caller, or changes while we look
+    /// - EPERM: the rights are more than the caller's own
+    /// - EOPNOTSUPP: memory of a foreign device, or a file system that is not accepted
+    pub fn memory(
+        &self,
+        vaddr: u64,
+        size: u64,
+        populate: &mut Populate<'_>,
+    ) -> Result<Backing, Failure> {
+        let end = vaddr.checked_add(size).ok_or_else(|| unmapped(u64::MAX))?;
+        let range = vaddr..end;
+        let mut maps = Maps::open(self.tid).map_err(mirror::unlisted)?;
+        let vmas = maps.overlapping(&range).map_err(mirror::unlisted)?;
+        check_whole(&vmas, &range)?;
+        let ways = vmas.iter().map(|vma| self.way(vma)).collect::<Result<Vec<_>, _>>()?;
+        // Files were named: only now the list says what the caller may do to them.
+        if ways.iter().any(|way| matches!(way, Way::Mirror(_)))
+            && maps.overlapping(&range).map_err(mirror::unlisted)? != vmas
+        {
+            return Err(mirror::changed(vaddr, size));
+        }
+        let mut pieces = Vec::new();
+        for (vma, way) in vmas.iter().zip(ways) {
+            let part = vma.range.start.max(range.start)..vma.range.end.min(range.end);
+            self.piece(&mut pieces, vma, part, way, populate)?;
+        }
+        Ok(Backing { pieces, rights: self.rights, pins: Vec::new() })
+    }
+
+    fn way(&self, vma: &Vma) -> Result<Way, Failure> {
+        check_rights(vma, self.rights)?;
+        Ok(match vma.shared {
+            false => Way::Lead,
+            true if registers::are_at(vma) => Way::Registers,
+            true => Way::Mirror(mirror::name(self.tid, vma)?),
+        })
+    }
+
+    fn piece(
+        &self,
+        pieces: &mut Vec<Piece>,
+        vma: &Vma,
+        part: Range<u64>,
+        way: Way,
+        populate: &mut Populate<'_>,
+    ) -> Result<(), Failure> {
+        let piece = match way {
+            Way::Mirror(named) => {
+                let file = named.open(vma, self.rights)?;
+                Piece::File(mirror::piece(vma, part, self.rights, file)?)
+            }
+            Way::Registers => {
+                populate(part.start)?;
+                Piece::Registers(registers::piece(self.tid, vma, part, self.rights, self.devices)?)
+            }
+            Way::Lead => {
+                // The heap, or a stack with its guard taken away, is several neighbours in the list.
+                if let Some(Piece::Program(before)) = pieces.last_mut() {
+                    before.len += part.end - part.start;
+                    return Ok(());
+                }
+                let (vaddr, len) = (part.start, part.end - part.start);
+                let process = Arc::clone(self.process);
+                Piece::Program(ProgramPiece { process, vaddr, len, memory: OnceLock::new() })
+            }
+        };
+        pieces.push(piece);
+        Ok(())
+    }
+
+    /// A piece of the file that the caller has open as `fd`.
+    ///
+    /// # Errors
+    /// - EBADF: it is not open; EPERM: it is not open for this
+    /// - EFAULT: the file is shorter
+    /// - EOPNOTSUPP: it is no regular file, or on a file system that is not accepted
+    pub fn file(&self, fd: i32, offset: u64, size: u64) -> Result<(Backing, FileId), Failure> {
+        let what = || format!("the file of descriptor {fd}");
+        let file = File::from(self.tid.descriptor(fd)?);
+        let unknown = |error: Errno| Failure::new(Errno::FAULT, format!("{}: {error}", what()));
+        let flags = fcntl_getfl(&file).map_err(unknown)?;
+        let attributes = filesystem::attributes(&file).map_err(unknown)?;
+        let is_file = FileType::from_raw_mode(attributes.stx_mode.into()) == FileType::RegularFile;
+        if flags.contains(OFlags::PATH) || !is_file {
+            return Err(Failure::unsupported(format!(
+                "descriptor {fd} is no file with memory behind it: use a memfd, or a file on \
+                 hugetlbfs or tmpfs"
+            )));
+        }
+        let allowed = match self.rights {
+            Rights::ReadOnly => [OFlags::RDONLY, OFlags::RDWR].as_slice(),
+            Rights::ReadWrite => [OFlags::RDWR].as_slice(),
+        };
+        if !allowed.contains(&(flags & OFlags::RWMODE)) {
+            return Err(Failure::new(
+                Errno::PERM,
+                format!("{} is not open for what the devices shall do with it", what()),
+            ));
+        }
+        let device = filesystem::device(&attributes);
+        filesystem::accept(self.tid, device).map_err(|kind| {
+            Failure::unsupported(format!(
+                "{} is on {kind}; devices can use memfds and files on the kernel's own file systems",
+                what()
+            ))
+        })?;
+        let id = FileId { device, inode: attributes.stx_ino };
+        let piece = mirror::file_piece(file, offset, size, self.rights, what)?;
+        Ok((Backing { pieces: vec![Piece::File(piece)], rights: self.rights, pins: vec![] }, id))
+    }
+}
+
+/// Tells one file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId {
+    device: (u32, u32),
+    inode: u64,
+}
+
+enum Way {
+    Mirror(mirror::Named),
+    Lead,
+    Registers,
+}
+
+impl FilePiece {
+    /// Whether its pages can be pinned without hardware.
+    fn is_memory(&self) -> bool {
+        filesystem::is_memory(&self.file)
+    }
+}
+
+impl Backing {
+    /// Whether it can be registered: whether all of it is memory, rather than a file on disk or
+    /// registers.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP
+    pub fn check_pinnable(&self) -> Result<(), Failure> {
+        let pinnable = |piece: &Piece| match piece {
+            Piece::File(piece) => piece.is_memory(),
+            Piece::Program(_) => true,
+            Piece::Registers(_) => false,
+        };
+        match self.pieces.iter().all(pinnable) {
+            true => Ok(()),
+            false => Err(Failure::unsupported(
+                "files on disk and device registers cannot be registered: map them without, or use \
+                 memory (memfd, malloc)",
+            )),
+        }
+    }
+}
+
+fn check_whole(vmas: &[Vma], range: &Range<u64>) -> Result<(), Failure> {
+    let mut reached = range.start;
+    for vma in vmas {
+        if vma.range.start > reached {
+            break;
+        }
+        reached = vma.range.end;
+    }
+    match reached >= range.end {
+        true => Ok(()),
+        false => Err(unmapped(reached)),
+    }
+}
+
+fn unmapped(address: u64) -> Failure {
+    Failure::new(Errno::FAULT, format!("nothing is mapped at {address:#x} in the program"))
+}
+
+fn check_rights(vma: &Vma, rights: Rights) -> Result<(), Failure> {
+    let (errno, missing) = match rights {
+        // There is no source here that could be read-only: it is no memory at all.
+        _ if !vma.readable && !vma.shared => (Errno::FAULT, "read"),
+        _ if !vma.readable => (Errno::PERM, "read"),
+        Rights::ReadWrite if !vma.writable => (Errno::PERM, "write"),
+        _ => return Ok(()),
+    };
+    Err(Failure::new(errno, format!("the program itself may not {missing} the {}", vma.describe())))
+}

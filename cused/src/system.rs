@@ -1,0 +1,45 @@
+//! The few questions to the kernel about processes that no library asks.
+#![allow(unsafe_code)]
+
+use std::ptr;
+
+use rustix::io::Errno;
+
+use crate::caller::Tid;
+
+/// Whether thread `tid` is one of process `tgid` at this moment.
+pub fn is_thread_of(tgid: u32, tid: Tid) -> bool {
+    // SAFETY: signal 0 asks whether the thread exists and sends nothing.
+    let result = unsafe { libc::syscall(libc::SYS_tgkill, tgid, tid.get(), 0) };
+    result == 0 || last_error() == Errno::PERM
+}
+
+/// The soft limit of a process for locked memory; `u64::MAX` for none.
+pub fn memlock_limit(tgid: u32) -> Result<u64, Errno> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: nothing is set; the limit is written to a variable that lives through the call.
+    let result = unsafe {
+        libc::prlimit(tgid.cast_signed(), libc::RLIMIT_MEMLOCK, ptr::null(), &raw mut limit)
+    };
+    match result {
+        0 => Ok(limit.rlim_cur),
+        _ => Err(last_error()),
+    }
+}
+
+fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_thread_is_one_of_this_process_and_of_no_other() {
+        let tid = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
+        let tid = Tid::new(tid).expect("a thread");
+        assert!(is_thread_of(std::process::id(), tid));
+        assert!(!is_thread_of(1, tid));
+    }
+}
