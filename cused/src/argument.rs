@@ -225,12 +225,25 @@ impl<'a> CallerMemory<'a> {
     {
         let mut value = T::new_zeroed();
         let size = size_of::<T>();
+        // The kernel gathers all that it is asked for or nothing.
+        let smallest = former.iter().min().filter(|_| self.by_retry);
+        let first = smallest.map_or(size, |&smallest| smallest as usize);
         // A structure that the program has cut short may end where its memory does.
-        let read = self.read_some(address, value.as_mut_bytes(), size_of::<u32>())?;
+        let buffer = &mut value.as_mut_bytes()[..first];
+        let mut read = self.read_some(address, buffer, size_of::<u32>())?;
         let argsz = value.as_bytes().first_chunk().map_or(0, |first| u32::from_ne_bytes(*first));
-        if former.contains(&argsz) && read >= argsz as usize {
-            value.as_mut_bytes()[argsz as usize..].fill(0);
+        if former.contains(&argsz) {
+            let known = argsz as usize;
+            if read < known {
+                return Err(unreadable(address, known));
+            }
+            value.as_mut_bytes()[known..].fill(0);
             return Ok(value);
+        }
+        if first < size && argsz as usize >= size {
+            let behind = address.checked_add(first as u64).ok_or(unreadable(address, size))?;
+            self.read(behind, &mut value.as_mut_bytes()[first..])?;
+            read = size;
         }
         if (argsz as usize) < size {
             return Err(Failure::invalid(format!(
@@ -264,9 +277,15 @@ impl<'a> CallerMemory<'a> {
     where
         T: FromBytes + IntoBytes + Immutable,
     {
-        // Reserved first, so that by retry one more round gathers the input and makes the room.
-        let output = self.reserve(address, size_of::<T>());
-        Ok((self.structure_of(address, former)?, output))
+        if former.is_empty() {
+            // Reserved first, so that by retry one more round gathers the input and makes the room.
+            let output = self.reserve(address, size_of::<T>());
+            return Ok((self.structure(address)?, output));
+        }
+        let value: T = self.structure_of(address, former)?;
+        let argsz = value.as_bytes().first_chunk().map_or(0, |first| u32::from_ne_bytes(*first));
+        let output = self.reserve(address, size_of::<T>().min(argsz as usize));
+        Ok((value, output))
     }
 
     fn check_tail(&mut self, address: u64, size: usize, argsz: u32) -> Result<(), Stop> {

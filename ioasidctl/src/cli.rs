@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::number::{hex, number, number32};
 
@@ -67,9 +67,11 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Does the node have an optional ability? Prints 1 or 0
     Check(Check),
-    /// Pin and account for memory of this process (which ends with it)
+    /// Pin and account for memory of this process, once for all that maps it
+    #[command(long_about = REGISTER)]
     Register(Register),
-    /// Undo a registration of an address
+    /// Undo a registration that this process made
+    #[command(long_about = UNREGISTER)]
     Unregister(Unregister),
     /// Make an empty I/O address space; prints its IOASID
     Alloc,
@@ -80,6 +82,7 @@ pub(crate) enum Command {
         ioasid: u32,
     },
     /// Show an I/O address space
+    #[command(long_about = INFO)]
     Info {
         /// The IOASID
         #[arg(value_parser = number32)]
@@ -88,6 +91,7 @@ pub(crate) enum Command {
         field: Field,
     },
     /// Map memory; it stays mapped after this process has ended
+    #[command(long_about = MAP)]
     Map(Map),
     /// Unmap a range, or everything; prints the number of bytes
     Unmap {
@@ -162,7 +166,7 @@ pub(crate) enum Command {
         device: u32,
     },
     /// Have the DMA of a device translated by an I/O address space
-    Attach(Attachment),
+    Attach(Attach),
     /// Undo attach
     Detach(Attachment),
     /// Show a bound device
@@ -236,39 +240,118 @@ pub(crate) struct Check {
     pub(crate) quiet: bool,
 }
 
+const INFO: &str = "\
+Show an I/O address space.
+
+locked_bytes is what is charged for what this IOASID maps. locked_used and
+locked_limit are of the process that asks, which is this one: to see those of
+your program, have it call IOASID_GET_INFO, or run this under its limit.
+locked_limit is `unlimited`, in JSON null, for a process with CAP_IPC_LOCK.
+
+While a command works on the IOASID, work_total is how many bytes it will map
+and work_done how many it has mapped; otherwise both are 0.";
+
+const MAP: &str = "\
+Map memory; it stays mapped after this process has ended.
+
+The kinds of memory:
+  --file PATH      shared: this process maps the file, and the node finds it
+  --map-file PATH  the same file by a descriptor, without mapping it here;
+  --map-fd N       the same with a descriptor that is inherited. What devices
+                   may do is what the descriptor is open for
+  --memfd          shared zeroes; also --anonymous, without a descriptor
+  --private        private memory, such as malloc gives: a real device keeps it
+                   when this process ends, a simulated one then meets faults,
+                   so that --hold keeps this process
+
+    ioasidctl map $id --iova 0 --map-file /dev/shm/buf --offset 4K --size 4K
+    exec 8<>/dev/shm/buf; ioasidctl map $id --iova 64K --map-fd 8";
+
+const REGISTER: &str = "\
+Pin and account for memory of this process, once for all that maps it.
+
+A registration belongs to the process that made it, and this process ends at
+once: what it registered can be mapped no more, but stays pinned and charged
+until the context is closed. For as long as anything is registered, the context
+maps nothing but registered memory, and files by descriptor (map --map-file).
+So use this to try the node out; to map what is registered, use map --register.";
+
+const UNREGISTER: &str = "\
+Undo a registration that this process made.
+
+No process can undo the registration of another, and this process has made none:
+the answer is ENOENT, or what is wrong with the range. What was registered with
+this tool goes when the context is closed.";
+
 /// Where memory comes from.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(crate) struct Source {
     /// Memory of a file, mapped shared
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["memfd", "anonymous", "vaddr"])]
+    #[arg(long, value_name = "PATH", groups = ["memory", "with_offset"])]
     pub(crate) file: Option<PathBuf>,
     /// Where in the file to begin
-    #[arg(
-        long,
-        value_parser = number,
-        default_value = "0",
-        requires = "file",
-        conflicts_with_all = ["memfd", "anonymous", "vaddr"]
-    )]
+    #[arg(long, value_parser = number, default_value = "0", requires = "with_offset")]
     pub(crate) offset: u64,
     /// Zeroes in a memfd
-    #[arg(long, conflicts_with_all = ["anonymous", "vaddr"])]
+    #[arg(long, group = "memory")]
     pub(crate) memfd: bool,
     /// Zeroes in shared memory without a descriptor
-    #[arg(long, conflicts_with = "vaddr")]
+    #[arg(long, group = "memory")]
     pub(crate) anonymous: bool,
     /// Private memory: a copy of the file or memfd, or zeroes
     #[arg(long, conflicts_with = "vaddr")]
     pub(crate) private: bool,
     /// An address as it is: in the parent's space when the IOASID is nested, or a wrong one
-    #[arg(long, value_parser = number)]
+    #[arg(long, value_parser = number, group = "memory")]
     pub(crate) vaddr: Option<u64>,
     /// How many bytes [default: the file from the offset, to the end of its last page]
     #[arg(long, value_parser = number)]
     pub(crate) size: Option<u64>,
-    /// How this process maps it [default: rw if devices may write, else r]
+    /// How this process maps it, or opens the file [default: rw if devices may write, else r]
     #[arg(long, value_name = "ACCESS", value_parser = ["none", "r", "w", "rw"])]
     pub(crate) protection: Option<String>,
+}
+
+/// A file that is named to the node by a descriptor.
+#[derive(Args, Debug, Default)]
+pub(crate) struct ByDescriptor {
+    /// A file, by a descriptor (IOASID_MAP_FILE): this process does not map it
+    #[arg(
+        long,
+        value_name = "PATH",
+        groups = ["memory", "with_offset"],
+        conflicts_with_all = ["private", "register"]
+    )]
+    pub(crate) map_file: Option<PathBuf>,
+    /// The file of an inherited descriptor, by it; or, with --size, any number
+    #[arg(
+        long,
+        value_name = "N",
+        groups = ["memory", "with_offset"],
+        allow_negative_numbers = true,
+        conflicts_with_all = ["private", "register", "protection"]
+    )]
+    pub(crate) map_fd: Option<RawFd>,
+}
+
+/// When to show how far a command is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum When {
+    /// While it takes long, if standard error is a terminal and there is no --json
+    #[default]
+    Auto,
+    /// While it takes long, and a line at its end
+    Always,
+    /// Never
+    Never,
+}
+
+/// Arguments of commands that may take long.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Progress {
+    /// Show on standard error how far it is
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    pub(crate) progress: When,
 }
 
 /// Arguments of `map`.
@@ -282,15 +365,22 @@ pub(crate) struct Map {
     pub(crate) iova: u64,
     #[command(flatten)]
     pub(crate) source: Source,
+    #[command(flatten)]
+    pub(crate) by_descriptor: ByDescriptor,
     /// Devices may read it [default: both]
     #[arg(long)]
     pub(crate) read: bool,
     /// Devices may write it [default: both]
     #[arg(long)]
     pub(crate) write: bool,
-    /// Register the memory first
+    /// Register the memory first; if it cannot be mapped, that is undone
     #[arg(long, conflicts_with = "vaddr")]
     pub(crate) register: bool,
+    /// Print the memory's address and wait until standard input ends: so long its process is there
+    #[arg(long, conflicts_with_all = ["map_file", "map_fd"])]
+    pub(crate) hold: bool,
+    #[command(flatten)]
+    pub(crate) progress: Progress,
 }
 
 /// Arguments of `register`.
@@ -355,7 +445,16 @@ pub(crate) struct Bind {
     pub(crate) cookie: u64,
 }
 
-/// Arguments of `attach` and `detach`.
+/// Arguments of `attach`.
+#[derive(Args, Debug)]
+pub(crate) struct Attach {
+    #[command(flatten)]
+    pub(crate) attachment: Attachment,
+    #[command(flatten)]
+    pub(crate) progress: Progress,
+}
+
+/// Arguments of `detach`, and what `attach` has in common with it.
 #[derive(Args, Debug)]
 pub(crate) struct Attachment {
     /// The number of the device
@@ -519,6 +618,27 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_named_by_path_or_by_descriptor() {
+        let map = |rest: &str| {
+            let words = ["ioasidctl"].into_iter().chain(rest.split(' '));
+            match Cli::try_parse_from(words).unwrap().command {
+                Command::Map(map) => map,
+                other => panic!("{other:?}"),
+            }
+        };
+        let by_path = map("map 1 --iova 0 --map-file /a --offset 4K --size 8K --protection r");
+        assert_eq!(by_path.by_descriptor.map_file.as_deref(), Some(std::path::Path::new("/a")));
+        assert_eq!((by_path.source.offset, by_path.source.size), (4096, Some(8192)));
+        let by_number = map("--fd 7 map 1 --iova 0 --map-fd 9");
+        assert_eq!((by_number.by_descriptor.map_fd, by_number.source.file), (Some(9), None));
+        assert_eq!(map("map 1 --iova 0 --map-fd -1 --size 4K").by_descriptor.map_fd, Some(-1));
+        assert_eq!(by_number.progress.progress, When::Auto);
+        let always = map("map 1 --iova 0 --private --size 4K --progress always --hold");
+        assert_eq!((always.progress.progress, always.hold), (When::Always, true));
+        map("map 1 --iova 0 --file /a --private");
+    }
+
+    #[test]
     fn what_contradicts_itself_is_refused() {
         for rest in [
             "unmap 1",
@@ -530,6 +650,18 @@ mod tests {
             "map 1 --iova 0 --file /a --anonymous",
             "map 1 --iova 0 --vaddr 0 --private",
             "map 1 --iova 0 --anonymous --offset 4K",
+            "map 1 --iova 0 --private --offset 4K",
+            "map 1 --iova 0 --file /a --map-file /a",
+            "map 1 --iova 0 --map-file /a --map-fd 3",
+            "map 1 --iova 0 --map-file /a --private",
+            "map 1 --iova 0 --map-file /a --register",
+            "map 1 --iova 0 --map-file /a --hold",
+            "map 1 --iova 0 --map-fd 3 --memfd",
+            "map 1 --iova 0 --map-fd 3 --protection r",
+            "map 1 --iova 0 --map-fd buf",
+            "map 1 --iova 0 --memfd --progress sometimes",
+            "register --map-file /a",
+            "detach 1 1 --progress always",
             "sim-dma write 1 --iova 0",
             "sim-dma write 1 --iova 0 --text a --hex 00",
             "sim-dma write 1 --iova 0 --hex 0",

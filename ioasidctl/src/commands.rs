@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use ioasid_uapi::{
     BindPasidTable, BindPgtable, DEVICE_ATTACHED, DEVICE_SIMULATED, DEVICE_VFIO, INFO_MAP_DMA,
-    INFO_NESTING, INFO_SIMULATED, MAP_READ, MAP_WRITE, cmd, ext,
+    INFO_NESTING, INFO_SIMULATED, Info, IovaRange, MAP_READ, MAP_WRITE, cmd, ext,
 };
 use serde_json::{Map as Object, Value, json};
 
 use crate::cli::{self, Cli, Command};
-use crate::node::{self, DeviceId, Ioasid, Node, Range, open_file};
+use crate::node::{self, DeviceId, Ioasid, Node, Place, Range, open_file};
 use crate::number::{number, to_hex};
+use crate::progress::Watch;
 use crate::report::{Failure, Output, wide};
 use crate::{doctor, errno, memory, raw};
 
@@ -30,6 +31,7 @@ pub(crate) const EXTENSIONS: &[(&str, u64)] = &[
     ("PRIVATE_MEMORY", ext::PRIVATE_MEMORY),
     ("VFIO", ext::VFIO),
     ("SIMULATED", ext::SIMULATED),
+    ("FILE_MEMORY", ext::FILE_MEMORY),
 ];
 
 type Result<T> = std::result::Result<T, Failure>;
@@ -38,7 +40,7 @@ type Result<T> = std::result::Result<T, Failure>;
 pub(crate) fn run(cli: &Cli) -> Result<Output> {
     match &cli.command {
         Command::Doctor(arguments) => Ok(doctor::run(arguments, &cli.node)),
-        command => on_node(&reach(cli)?, command),
+        command => on_node(&reach(cli)?, command, cli.json),
     }
 }
 
@@ -56,7 +58,7 @@ fn reach(cli: &Cli) -> Result<Node> {
     }
 }
 
-fn on_node(node: &Node, command: &Command) -> Result<Output> {
+fn on_node(node: &Node, command: &Command, json: bool) -> Result<Output> {
     match command {
         Command::Check(arguments) => check(node, arguments),
         Command::Register(arguments) => register(node, arguments),
@@ -66,7 +68,9 @@ fn on_node(node: &Node, command: &Command) -> Result<Output> {
         Command::Alloc => node.alloc().map(new_ioasid),
         Command::Free { ioasid } => node.free(Ioasid(*ioasid)).map(|()| done()),
         Command::Info { ioasid, field } => info(node, Ioasid(*ioasid), field),
-        Command::Map(arguments) => map(node, arguments),
+        Command::Map(arguments) => {
+            map(node, arguments, Watch::new(command.name(), arguments.progress.progress, json))
+        }
         Command::Unmap { ioasid, range } => {
             let bytes = node.unmap(Ioasid(*ioasid), chosen(range))?;
             Ok(Output::line(bytes, json!({ "unmapped": bytes })))
@@ -101,8 +105,11 @@ fn on_node(node: &Node, command: &Command) -> Result<Output> {
         }
         Command::Bind(arguments) => bind(node, arguments),
         Command::Unbind { device } => node.unbind(DeviceId(*device)).map(|()| done()),
-        Command::Attach(a) => {
-            node.attach(DeviceId(a.device), Ioasid(a.ioasid), a.pasid).map(|()| done())
+        Command::Attach(cli::Attach { attachment: a, progress }) => {
+            let ioasid = Ioasid(a.ioasid);
+            let watch = Watch::new(command.name(), progress.progress, json);
+            let attach = || node.attach(DeviceId(a.device), ioasid, a.pasid);
+            watch.during(attach, &|| node.work(ioasid)).map(|()| done())
         }
         Command::Detach(a) => {
             node.detach(DeviceId(a.device), Ioasid(a.ioasid), a.pasid).map(|()| done())
@@ -167,23 +174,47 @@ fn register(node: &Node, arguments: &cli::Register) -> Result<Output> {
     Ok(Output::silent(json!({ "vaddr": wide(lent.vaddr), "size": lent.size })))
 }
 
-fn map(node: &Node, arguments: &cli::Map) -> Result<Output> {
+fn map(node: &Node, arguments: &cli::Map, watch: Watch) -> Result<Output> {
     let flags = match (arguments.read, arguments.write) {
         (true, false) => MAP_READ,
         (false, true) => MAP_WRITE,
         _ => MAP_READ | MAP_WRITE,
     };
-    let lent = memory::lend(&arguments.source, flags & MAP_WRITE != 0)?;
+    let ioasid = Ioasid(arguments.ioasid);
+    let writes = flags & MAP_WRITE != 0;
+    if let Some(named) = memory::name(&arguments.by_descriptor, &arguments.source, writes)? {
+        let range = Range { iova: arguments.iova, size: named.size };
+        let place = Place::File { fd: named.fd, offset: arguments.source.offset };
+        watch.during(|| node.map(ioasid, place, range, flags), &|| node.work(ioasid))?;
+        return Ok(Output::silent(json!({
+            "iova": wide(range.iova),
+            "size": range.size,
+            "offset": wide(arguments.source.offset),
+        })));
+    }
+    // Memory can be registered only by who may write it.
+    let lent = memory::lend(&arguments.source, writes || arguments.register)?;
     if arguments.register {
         node.register(lent.vaddr, lent.size, false)?;
     }
     let range = Range { iova: arguments.iova, size: lent.size };
-    node.map(Ioasid(arguments.ioasid), lent.vaddr, range, flags)?;
-    Ok(Output::silent(json!({
-        "iova": wide(range.iova),
-        "size": range.size,
-        "vaddr": wide(lent.vaddr),
-    })))
+    let place = Place::Address(lent.vaddr);
+    let mapped = watch.during(|| node.map(ioasid, place, range, flags), &|| node.work(ioasid));
+    if let Err(failure) = mapped {
+        if arguments.register {
+            // Nobody could map it any more, nor anything else. There is an error to tell already.
+            let _ = node.register(lent.vaddr, lent.size, true);
+        }
+        return Err(failure);
+    }
+    let json = json!({ "iova": wide(range.iova), "size": range.size, "vaddr": wide(lent.vaddr) });
+    Ok(match arguments.hold {
+        false => Output::silent(json),
+        true => {
+            let output = Output::line(format_args!("{:#x}", lent.vaddr), json);
+            Output { held: Some(lent), ..output }
+        }
+    })
 }
 
 /// The names of the bits that are set.
@@ -210,12 +241,19 @@ fn shown(fields: &[(&str, String)], json: Value, field: &cli::Field) -> Result<O
 
 fn info(node: &Node, ioasid: Ioasid, field: &cli::Field) -> Result<Output> {
     let (info, ranges) = node.info(ioasid)?;
+    let (fields, json) = space(&info, &ranges);
+    shown(&fields, json, field)
+}
+
+/// An I/O address space as fields and as JSON.
+fn space(info: &Info, ranges: &[IovaRange]) -> (Vec<(&'static str, String)>, Value) {
+    let limit = Some(info.locked_limit).filter(|limit| *limit != u64::MAX);
     let flags = flag_names(
         info.flags,
         &[(INFO_MAP_DMA, "MAP_DMA"), (INFO_NESTING, "NESTING"), (INFO_SIMULATED, "SIMULATED")],
     );
     let mut fields = vec![
-        ("ioasid", ioasid.0.to_string()),
+        ("ioasid", info.ioasid.to_string()),
         ("parent", info.parent.to_string()),
         ("flags", flags.join(",")),
         ("pgsizes", format!("{:#x}", info.pgsizes)),
@@ -224,6 +262,11 @@ fn info(node: &Node, ioasid: Ioasid, field: &cli::Field) -> Result<Output> {
         ("nr_mappings", info.nr_mappings.to_string()),
         ("max_mappings", info.max_mappings.to_string()),
         ("mapped_bytes", info.mapped_bytes.to_string()),
+        ("locked_bytes", info.locked_bytes.to_string()),
+        ("locked_used", info.locked_used.to_string()),
+        ("locked_limit", limit.map_or("unlimited".into(), |bytes| bytes.to_string())),
+        ("work_done", info.work_done.to_string()),
+        ("work_total", info.work_total.to_string()),
         ("nr_ranges", ranges.len().to_string()),
     ];
     fields.extend(
@@ -234,7 +277,7 @@ fn info(node: &Node, ioasid: Ioasid, field: &cli::Field) -> Result<Output> {
         .map(|range| json!({ "start": wide(range.start), "last": wide(range.last) }))
         .collect();
     let json = json!({
-        "ioasid": ioasid.0,
+        "ioasid": info.ioasid,
         "parent": info.parent,
         "flags": flags,
         "pgsizes": wide(info.pgsizes),
@@ -243,10 +286,15 @@ fn info(node: &Node, ioasid: Ioasid, field: &cli::Field) -> Result<Output> {
         "nr_mappings": info.nr_mappings,
         "max_mappings": info.max_mappings,
         "mapped_bytes": info.mapped_bytes,
+        "locked_bytes": info.locked_bytes,
+        "locked_used": info.locked_used,
+        "locked_limit": limit,
+        "work_done": info.work_done,
+        "work_total": info.work_total,
         "nr_ranges": ranges.len(),
         "range": list,
     });
-    shown(&fields, json, field)
+    (fields, json)
 }
 
 fn device_info(node: &Node, device: DeviceId, field: &cli::Field) -> Result<Output> {
@@ -397,7 +445,7 @@ fn read_output(data: &[u8], file: Option<&Path>, text: bool) -> Result<Output> {
     if let Some(path) = file {
         if path == Path::new("-") {
             let json = json!({ "done": done, "hex": to_hex(data) });
-            return Ok(Output { plain: data.to_vec(), json, status: 0 });
+            return Ok(Output::bytes(data.to_vec(), json));
         }
         let written = std::fs::File::create(path).and_then(|mut file| file.write_all(data));
         written.map_err(|error| {
@@ -459,6 +507,7 @@ mod tests {
             assert_eq!(extension(text).unwrap(), 11, "{text}");
         }
         assert_eq!(extension("private-memory").unwrap(), 9);
+        assert_eq!(extension("file-memory").unwrap(), 12);
         assert_eq!(extension("0xffffffff").unwrap(), 0xffff_ffff);
         let failure = extension("telepathy").unwrap_err();
         assert_eq!(failure.status(), 2);
@@ -479,6 +528,33 @@ mod tests {
             _ => (7, Err(refusal())),
         });
         assert_eq!((done, result.is_err()), (most as u64 + 7, true));
+    }
+
+    #[test]
+    fn what_is_locked_is_shown_with_its_limit() {
+        let info = Info {
+            mapped_bytes: 8192,
+            locked_bytes: 4096,
+            locked_used: 12288,
+            locked_limit: u64::MAX,
+            work_done: 1 << 20,
+            work_total: 1 << 30,
+            ..Info::default()
+        };
+        let (fields, json) = space(&info, &[]);
+        let plain = |name| fields.iter().find(|(key, _)| *key == name).unwrap().1.as_str();
+        assert_eq!(plain("locked_bytes"), "4096");
+        assert_eq!(plain("locked_used"), "12288");
+        assert_eq!(plain("locked_limit"), "unlimited");
+        assert_eq!((plain("work_done"), plain("work_total")), ("1048576", "1073741824"));
+        assert_eq!(json["locked_limit"], Value::Null);
+        assert_eq!(json["locked_used"], 12288);
+        let (fields, json) = space(&Info { locked_limit: 65536, ..info }, &[]);
+        assert!(fields.contains(&("locked_limit", "65536".into())));
+        assert_eq!(json["locked_limit"], 65536);
+        for (name, _) in &fields {
+            assert!(json.get(name).is_some(), "{name}");
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! `ioasidctl`: every command of `/dev/ioasid` from the shell, and a doctor for the host.
 //!
 //! `cli` is the command line, `commands` turns it into calls of `node`, `raw` is for malformed
-//! calls, `report` says how it ended. `sys` holds all `unsafe`. `doctor` looks at the host and
-//! shares nothing with the rest.
+//! calls, `progress` watches those that take long, `report` says how it ended. `sys` holds all
+//! `unsafe`. `doctor` looks at the host and shares nothing with the rest.
 #![deny(unsafe_code)]
 
 mod cli;
@@ -12,6 +12,7 @@ mod errno;
 mod memory;
 mod node;
 mod number;
+mod progress;
 mod raw;
 mod report;
 mod sys;
@@ -27,6 +28,11 @@ fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let result = commands::run(&cli).and_then(|output| {
         print(&output, cli.json)?;
+        if let Some(memory) = output.held {
+            // However it ends, that is when to let go.
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            drop(memory);
+        }
         Ok(output.status)
     });
     result.map_or_else(|failure| fail(&failure, &cli), ExitCode::from)

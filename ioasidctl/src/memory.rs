@@ -1,17 +1,20 @@
-//! The memory that `map` and `register` lend to devices: from the command line to an address.
+//! The memory that `map` and `register` lend to devices: from the command line to an address, or to
+//! the descriptor of a file.
 
 use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 
 use rustix::io::Errno;
 
-use crate::cli::Source;
+use crate::cli::{ByDescriptor, Source};
 use crate::errno;
 use crate::node::open_file;
 use crate::report::Failure;
-use crate::sys::{Memory, Protection};
+use crate::sys::{self, Memory, Protection};
 
 /// An address and a size for the node, and what has to live while they are used.
+#[derive(Debug)]
 pub(crate) struct Lent {
     /// Where it is.
     pub(crate) vaddr: u64,
@@ -30,10 +33,7 @@ pub(crate) struct Lent {
 /// Errors: [`Failure::Usage`] when the description lacks something, [`Failure::Host`] when the
 /// file cannot be opened or mapped.
 pub(crate) fn lend(source: &Source, device_writes: bool) -> Result<Lent, Failure> {
-    let protection = match source.protection.as_deref() {
-        Some(access) => Protection { read: access.contains('r'), write: access.contains('w') },
-        None => Protection { read: true, write: device_writes },
-    };
+    let protection = protection(source, device_writes);
     if let Some(path) = &source.file {
         // A private copy can be written without the right to write the file.
         let file = open_file(path, protection.write && !source.private)?;
@@ -42,7 +42,9 @@ pub(crate) fn lend(source: &Source, device_writes: bool) -> Result<Lent, Failure
     }
     if !(source.memfd || source.anonymous || source.private || source.vaddr.is_some()) {
         return Err(Failure::Usage(
-            "say which memory: --file, --memfd, --anonymous, --private or --vaddr".into(),
+            "say which memory: --file, --memfd, --anonymous, --private or --vaddr (map also takes \
+             --map-file and --map-fd)"
+                .into(),
         ));
     }
     let size = source
@@ -60,21 +62,80 @@ pub(crate) fn lend(source: &Source, device_writes: bool) -> Result<Lent, Failure
     Ok(Lent { vaddr: memory.address(), size, _memory: Some(memory), _file: None })
 }
 
-/// How many bytes of a file are meant.
+fn protection(source: &Source, device_writes: bool) -> Protection {
+    match source.protection.as_deref() {
+        Some(access) => Protection { read: access.contains('r'), write: access.contains('w') },
+        None => Protection { read: true, write: device_writes },
+    }
+}
+
+/// The descriptor of a file and a size for the node.
+#[derive(Debug)]
+pub(crate) struct Named {
+    /// The descriptor.
+    pub(crate) fd: RawFd,
+    /// How many bytes.
+    pub(crate) size: u64,
+    /// The file, if it was opened here.
+    _file: Option<File>,
+}
+
+/// Names the file that the command line gives by its descriptor, if it gives one. Whether it is a
+/// file that can be mapped, and from this offset, is left to the node.
+///
+/// Errors: [`Failure::Usage`] when the size is neither said nor the file's; [`Failure::Host`] when
+/// the file cannot be opened.
+pub(crate) fn name(
+    named: &ByDescriptor,
+    source: &Source,
+    device_writes: bool,
+) -> Result<Option<Named>, Failure> {
+    if let Some(fd) = named.map_fd {
+        let length = || {
+            let attributes = sys::inherited(fd).and_then(rustix::fs::fstat);
+            let attributes = attributes.map_err(|error| {
+                let (name, sentence) = (errno::name(error), errno::sentence(error));
+                Failure::Host(format!("descriptor {fd}: {name}: {sentence}"))
+            })?;
+            Ok(attributes.st_size as u64)
+        };
+        let size = size(source, &format!("the file of descriptor {fd}"), length)?;
+        return Ok(Some(Named { fd, size, _file: None }));
+    }
+    let Some(path) = &named.map_file else { return Ok(None) };
+    let file = open_file(path, protection(source, device_writes).write)?;
+    let size = size(source, &path.display().to_string(), || Ok(length(&file)))?;
+    Ok(Some(Named { fd: file.as_raw_fd(), size, _file: Some(file) }))
+}
+
+/// How many bytes of a file are to be mapped here.
 fn size_in_file(source: &Source, path: &Path, file: &File) -> Result<u64, Failure> {
     let page = rustix::param::page_size() as u64;
     if !source.offset.is_multiple_of(page) {
         return Err(Failure::Usage(format!("--offset is no multiple of the page size, {page}")));
     }
+    size(source, &path.display().to_string(), || Ok(length(file)))
+}
+
+fn length(file: &File) -> u64 {
+    file.metadata().map_or(0, |metadata| metadata.len())
+}
+
+/// How many bytes of a file are meant.
+fn size(
+    source: &Source,
+    name: &str,
+    length: impl FnOnce() -> Result<u64, Failure>,
+) -> Result<u64, Failure> {
     if let Some(size) = source.size {
         return Ok(size);
     }
-    let length = file.metadata().map_or(0, |metadata| metadata.len());
-    match length.saturating_sub(source.offset).checked_next_multiple_of(page) {
+    let page = rustix::param::page_size() as u64;
+    match length()?.saturating_sub(source.offset).checked_next_multiple_of(page) {
         Some(size) if size > 0 => Ok(size),
         _ => Err(Failure::Usage(format!(
-            "{} has no bytes from offset {:#x}: make it longer (truncate -s SIZE), or give --size",
-            path.display(),
+            "{name} has no bytes from offset {:#x}: make it longer (truncate -s SIZE), or give \
+             --size",
             source.offset
         ))),
     }
@@ -116,16 +177,7 @@ mod tests {
     use super::*;
 
     fn source() -> Source {
-        Source {
-            file: None,
-            offset: 0,
-            memfd: false,
-            anonymous: false,
-            private: false,
-            vaddr: None,
-            size: None,
-            protection: None,
-        }
+        Source::default()
     }
 
     #[test]
@@ -143,6 +195,44 @@ mod tests {
         let odd = Source { file: Some(path.clone()), offset: 1, ..source() };
         assert_eq!(lend(&odd, true).err().unwrap().status(), 2);
         std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_named_to_the_end_of_its_last_page_or_as_it_is_said() {
+        let page = rustix::param::page_size() as u64;
+        let path = std::env::temp_dir().join(format!("ioasidctl-name-{}", std::process::id()));
+        std::fs::write(&path, vec![1; page as usize + 5]).unwrap();
+        let by_path = ByDescriptor { map_file: Some(path.clone()), ..ByDescriptor::default() };
+        let whole = name(&by_path, &source(), true).unwrap().unwrap();
+        assert_eq!(whole.size, 2 * page);
+        let by_number = ByDescriptor { map_fd: Some(whole.fd), ..ByDescriptor::default() };
+        let rest = Source { offset: page, ..source() };
+        assert_eq!(name(&by_number, &rest, true).unwrap().unwrap().size, page);
+        let beyond = Source { offset: 2 * page, ..source() };
+        assert_eq!(name(&by_number, &beyond, true).unwrap_err().status(), 2);
+        // What the node has to refuse is passed on.
+        let odd = Source { offset: 1, size: Some(7), ..source() };
+        assert_eq!(name(&by_path, &odd, true).unwrap().unwrap().size, 7);
+        let closed = ByDescriptor { map_fd: Some(1 << 20), ..ByDescriptor::default() };
+        assert_eq!(name(&closed, &source(), true).unwrap_err().status(), 3);
+        assert_eq!(name(&closed, &odd, true).unwrap().unwrap().fd, 1 << 20);
+        assert!(name(&ByDescriptor::default(), &source(), true).unwrap().is_none());
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_opened_for_what_devices_shall_do_unless_it_is_said() {
+        let named = |protection: Option<&str>, writes| {
+            let by_path =
+                ByDescriptor { map_file: Some("/proc/self/exe".into()), ..Default::default() };
+            let source = Source { protection: protection.map(str::to_owned), ..source() };
+            name(&by_path, &source, writes)
+        };
+        // A running program cannot be opened for writing.
+        assert!(named(None, false).is_ok());
+        assert_eq!(named(None, true).unwrap_err().status(), 3);
+        assert!(named(Some("r"), true).is_ok());
+        assert_eq!(named(Some("rw"), false).unwrap_err().status(), 3);
     }
 
     #[test]

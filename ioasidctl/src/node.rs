@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use ioasid_uapi::{
     ATTACH_USER_PASID, AttachDevice, BIND_SIMULATED, BIND_VFIO_GROUP, BindDevice, BindPasidTable,
     BindPgtable, DeviceInfo, ERROR_ANY_THREAD, ErrorInfo, INVALIDATE_ALL, Info, InvalidateCache,
-    IovaRange, MapDma, NAME_LEN, RegisterMemory, SimDma, UNMAP_ALL, UnmapDma, cmd,
+    IovaRange, MAP_FILE, MapDma, NAME_LEN, RegisterMemory, SimDma, UNMAP_ALL, UnmapDma, cmd,
 };
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::errno;
+use crate::progress::Work;
 use crate::report::{Failure, Refusal};
 use crate::sys::{self, RawArgument};
 
@@ -26,6 +27,20 @@ pub(crate) struct Ioasid(pub(crate) u32);
 /// The number of a bound device.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DeviceId(pub(crate) u32);
+
+/// Where memory is that is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// At an address of this process.
+    Address(u64),
+    /// In the file of a descriptor of this process.
+    File {
+        /// The descriptor.
+        fd: RawFd,
+        /// Where in the file it begins.
+        offset: u64,
+    },
+}
 
 /// A part of an I/O address space.
 #[derive(Clone, Copy, Debug)]
@@ -186,16 +201,28 @@ impl Node {
         Err(Failure::Host("the number of IOVA ranges changes all the time".into()))
     }
 
+    /// How far the command is that works on an I/O address space; None if there is none.
+    pub(crate) fn work(&self, ioasid: Ioasid) -> std::result::Result<Option<Work>, Errno> {
+        let mut info = Info { argsz: Info::ARGSZ, ioasid: ioasid.0, ..Info::default() };
+        sys::get_info(self.fd(), &mut info, &mut [])?;
+        let work = Work { done: info.work_done, total: info.work_total };
+        Ok((work.total > 0).then_some(work))
+    }
+
     /// MAP_DMA.
-    pub(crate) fn map(&self, ioasid: Ioasid, vaddr: u64, range: Range, flags: u32) -> Result<()> {
+    pub(crate) fn map(&self, ioasid: Ioasid, place: Place, range: Range, flags: u32) -> Result<()> {
+        let (fd, vaddr, kind) = match place {
+            Place::Address(vaddr) => (0, vaddr, 0),
+            Place::File { fd, offset } => (fd, offset, MAP_FILE),
+        };
         let mut argument = MapDma {
             argsz: MapDma::ARGSZ,
-            flags,
+            flags: flags | kind,
             ioasid: ioasid.0,
+            fd,
             vaddr,
             iova: range.iova,
             size: range.size,
-            ..MapDma::default()
         };
         self.structure(cmd::MAP_DMA, &mut argument).map(drop)
     }

@@ -29,6 +29,22 @@ pub(crate) fn number32(text: &str) -> Result<u32, String> {
     number(text)?.try_into().map_err(|_| format!("`{text}` does not fit in 32 bits"))
 }
 
+/// Writes a number of bytes for people, with a unit in which it is less than 1024.
+pub(crate) fn amount(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    // What would be rounded to 1024.0 is of the next unit.
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
 /// Reads bytes written as pairs of hexadecimal digits; blanks and colons between pairs are skipped.
 pub(crate) fn hex(text: &str) -> Result<Vec<u8>, String> {
     let text = text.strip_prefix("0x").unwrap_or(text);
@@ -86,6 +102,21 @@ mod tests {
         }
         assert!(number32("4G").unwrap_err().contains("32 bits"));
         assert_eq!(number32("0xffffffff"), Ok(u32::MAX));
+    }
+
+    #[test]
+    fn amounts_have_a_unit_in_which_they_are_small() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            ((1 << 20) - 1, "1.0 MiB"),
+            (5 << 30, "5.0 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(amount(bytes), text);
+        }
     }
 
     #[test]

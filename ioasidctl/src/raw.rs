@@ -39,7 +39,7 @@ const COMMANDS: &[(&str, u32, Option<&str>)] = &[
 ];
 
 /// The fields that are signed.
-const SIGNED: &[(&str, &str)] = &[("ioasid_bind_device", "fd")];
+const SIGNED: &[(&str, &str)] = &[("ioasid_bind_device", "fd"), ("ioasid_map_dma", "fd")];
 
 type Result<T> = std::result::Result<T, Failure>;
 
@@ -236,7 +236,7 @@ impl Outputs {
             lines.push_str(&format!("{name}={plain}\n"));
             object.insert(name, json);
         }
-        Output { plain: lines.into_bytes(), json: Value::Object(object), status: 0 }
+        Output::bytes(lines.into_bytes(), Value::Object(object))
     }
 
     fn buffer(&mut self, field: &str, bytes: &[u8]) {
@@ -284,12 +284,13 @@ mod tests {
 
     #[test]
     fn fields_are_set_and_the_rest_is_zero() {
-        let words = ["ioasid=3", "iova=64K", "flags=0x80", "vaddr=-4096"];
+        let words = ["ioasid=3", "iova=64K", "flags=0x80", "vaddr=-4096", "fd=-2"];
         let built = built(&arguments("map-dma", &words)).unwrap();
         let expected = MapDma {
             argsz: MapDma::ARGSZ,
             flags: 0x80,
             ioasid: 3,
+            fd: -2,
             iova: 64 << 10,
             vaddr: 4096u64.wrapping_neg(),
             ..MapDma::default()

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::errno;
+use crate::memory::Lent;
 use rustix::io::Errno;
 
 /// The result of a subcommand that worked.
@@ -14,23 +15,30 @@ pub(crate) struct Output {
     pub(crate) json: Value,
     /// The exit status, which is 0 unless the subcommand's answer is its status.
     pub(crate) status: u8,
+    /// Memory to be held, after this was printed, until standard input ends.
+    pub(crate) held: Option<Lent>,
 }
 
 impl Output {
     /// Nothing to tell a script; `json` for a program.
     pub(crate) fn silent(json: Value) -> Output {
-        Output { plain: Vec::new(), json, status: 0 }
+        Output::bytes(Vec::new(), json)
     }
 
     /// One line.
     pub(crate) fn line(line: impl std::fmt::Display, json: Value) -> Output {
-        Output { plain: format!("{line}\n").into_bytes(), json, status: 0 }
+        Output::bytes(format!("{line}\n").into_bytes(), json)
     }
 
     /// `key=value` lines.
     pub(crate) fn fields(fields: &[(&str, String)], json: Value) -> Output {
         let lines: String = fields.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
-        Output { plain: lines.into_bytes(), json, status: 0 }
+        Output::bytes(lines.into_bytes(), json)
+    }
+
+    /// Exactly these bytes.
+    pub(crate) fn bytes(plain: Vec<u8>, json: Value) -> Output {
+        Output { plain, json, status: 0, held: None }
     }
 }
 

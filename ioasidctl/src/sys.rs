@@ -8,7 +8,7 @@
 //! size the structure names. (1) is tied to the type by [`Argument`]. For (2) there is a function
 //! for each of the three commands, which fills in address and size from a slice that it holds for
 //! the whole call. Other addresses in structures are of memory that a *device* may reach later:
-//! [`Memory`], of which this process never makes a reference. A descriptor that is not
+//! [`Memory`], of which this process never makes a reference, as of no file that it names. A descriptor that is not
 //! `/dev/ioasid` changes nothing in this: the numbers are answered with ENOTTY by all other
 //! drivers, among them VFIO and iommufd, which share the ioctl type.
 #![allow(unsafe_code)]
@@ -275,6 +275,7 @@ pub(crate) struct Protection {
 }
 
 /// Memory of this process for devices to reach. The process itself never looks at it.
+#[derive(Debug)]
 pub(crate) struct Memory {
     start: *mut c_void,
     len: usize,

@@ -34,6 +34,15 @@ if denied register-memory; then
 	refused EOPNOTSUPP ctl register --memfd --size 4K
 	refused EOPNOTSUPP ctl unregister --vaddr 0x1000 --size 4K
 fi
+if denied private-memory; then
+	refused EOPNOTSUPP ctl map "$id" --iova 0x10000 --private --size 4K
+	explained private
+	refused EOPNOTSUPP ctl map "$id" --iova 0x10000 --private --memfd --size 4K --read
+	explained private
+fi
+if denied file-memory; then
+	refused EOPNOTSUPP ctl map "$id" --iova 0x10000 --map-file "$(buffer page)"
+fi
 if denied simulated; then
 	refused EOPNOTSUPP ctl bind --simulated sim0
 fi

@@ -384,7 +384,7 @@ fn memlock(host: &Host) -> Finding {
         }
         Some((Some(limit), hard)) => {
             let text = format!(
-                "you may lock only {} of memory, and mapped memory can be charged against that",
+                "you may lock only {} of memory, and what devices can reach is charged against that",
                 bytes(limit)
             );
             let mut finding = finding(TOPIC, Level::Warning, text);
@@ -405,7 +405,8 @@ fn yama(host: &Host) -> Finding {
         None => finding(TOPIC, Level::Ok, "the kernel has no Yama"),
         Some("3") => {
             let text = "ptrace_scope is 3: the daemon may not take a descriptor from a program \
-                        (pidfd_getfd), so that no VFIO group can be bound";
+                        (pidfd_getfd), so that no VFIO group can be bound and no file be mapped by \
+                        its descriptor; nor can private memory be mapped";
             finding(TOPIC, Level::Problem, text).mend(&[
                 "# 3 cannot be lowered while the kernel runs; find where it is set:",
                 "grep -rs ptrace_scope /etc/sysctl.conf /etc/sysctl.d /usr/lib/sysctl.d",

@@ -90,15 +90,13 @@ pub(crate) fn run(arguments: &cli::Doctor, node: &Path) -> Output {
     let report = checks::examine(&host, node, &daemon);
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let usable = report.worst() != Level::Problem;
-    Output {
-        plain: render::text(&report, colour).into_bytes(),
-        json: json!({
-            "usable": usable,
-            "findings": report.findings,
-            "groups": report.groups,
-        }),
-        status: u8::from(!usable),
-    }
+    let json = json!({
+        "usable": usable,
+        "findings": report.findings,
+        "groups": report.groups,
+    });
+    let text = render::text(&report, colour).into_bytes();
+    Output { status: u8::from(!usable), ..Output::bytes(text, json) }
 }
 
 /// Asks the daemon for its extensions in a process of its own: whoever opens a node whose daemon

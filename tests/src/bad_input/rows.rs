@@ -5,8 +5,8 @@
 //! addresses. Of a command that the host cannot do: the shape of the argument, then EOPNOTSUPP.
 
 use super::world::{
-    DeviceName, FREE_IOVA, MAPPED, MAPPED_SIZE, Open, SECOND, SECOND_SIZE, UNKNOWN_ID, World,
-    flaw_of_a_sentence, name_field, nowhere,
+    DeviceName, FILE_SIZE, FREE_IOVA, MAPPED, MAPPED_SIZE, Open, SECOND, SECOND_SIZE, UNKNOWN_ID,
+    World, flaw_of_a_sentence, name_field, nowhere,
 };
 use super::{Expect, Input, Look, Place, Row, Step};
 use crate::raw::{
@@ -40,10 +40,13 @@ pub fn all(world: &World) -> Table {
     table.rows.extend(get_info(world));
     table.rows.extend(map_ids_and_ranges(world));
     table.rows.extend(map_memory(world));
+    table.rows.extend(map_file(world));
     table.rows.extend(unmap(world));
     table.rows.extend(nesting(world));
     table.rows.extend(unsupported_tables(world));
+    table.rows.extend(register_shapes(world));
     table.rows.extend(register_memory(world));
+    table.rows.extend(map_registered(world));
     table.rows.extend(bind_simulated(world));
     table.rows.extend(bind_vfio(world));
     table.rows.extend(bind_twice(world));
@@ -290,10 +293,7 @@ fn templates(world: &World, skipped: &mut Vec<String>) -> Vec<Template> {
         },
         Template {
             known_flags: Some(uapi::MAP_READ | uapi::MAP_WRITE | uapi::MAP_FILE),
-            reserved: &[12],
-            ..Template::new(
-                row(cmd::MAP_DMA, "", free_map(world)).undo(|world| world.unmap(FREE_IOVA, PAGE)),
-            )
+            ..Template::new(row(cmd::MAP_DMA, "", free_map(world)).undo(unmap_free_page))
         },
         Template {
             writes: true,
@@ -356,6 +356,18 @@ fn templates(world: &World, skipped: &mut Vec<String>) -> Vec<Template> {
         skipped.push(
             "a good BIND_DEVICE, and what is wrong with its shape: name a second device".into(),
         );
+    }
+    if world.has(ext::REGISTER_MEMORY) {
+        let memory = register_request(world);
+        templates.extend([
+            Template::new(row(cmd::REGISTER_MEMORY, "", memory).undo(unregister)),
+            Template::new(
+                row(cmd::UNREGISTER_MEMORY, "", memory)
+                    .before(register)
+                    .undo(register)
+                    .after(unregister),
+            ),
+        ]);
     }
     templates.extend(unsupported_templates(world, skipped));
     templates
@@ -451,9 +463,42 @@ fn dma_request(world: &World) -> uapi::SimDma {
     }
 }
 
+/// What is registered by [`register`]: behind what is mapped, and with memory before and behind it
+/// that is not registered.
+fn registered(world: &World) -> (u64, u64) {
+    (world.end(SHARED) - 3 * PAGE, 2 * PAGE)
+}
+
 fn register_request(world: &World) -> uapi::RegisterMemory {
     let argsz = uapi::RegisterMemory::ARGSZ;
-    uapi::RegisterMemory { argsz, flags: 0, vaddr: world.shared(), size: PAGE }
+    let (vaddr, size) = registered(world);
+    uapi::RegisterMemory { argsz, flags: 0, vaddr, size }
+}
+
+fn register(world: &World) {
+    let (vaddr, size) = registered(world);
+    world.register(vaddr, size, false);
+}
+
+fn unregister(world: &World) {
+    let (vaddr, size) = registered(world);
+    world.register(vaddr, size, true);
+}
+
+fn register_and_map(world: &World) {
+    register(world);
+    world.map(FREE_IOVA, registered(world).0 + PAGE, PAGE);
+}
+
+fn unmap_and_unregister(world: &World) {
+    unmap_free_page(world);
+    unregister(world);
+}
+
+/// A good MAP_DMA of the first page of a file.
+fn file_map(world: &World, fd: i32) -> uapi::MapDma {
+    let good = free_map(world);
+    uapi::MapDma { flags: good.flags | uapi::MAP_FILE, fd, vaddr: 0, ..good }
 }
 
 fn pgtable_request(world: &World) -> uapi::BindPgtable {
@@ -552,7 +597,7 @@ fn unknown_commands(world: &World) -> Vec<Row> {
 }
 
 fn check_extension() -> Vec<Row> {
-    [0, 1, 11, 12, 1 << 31, 1 << 32, (1 << 32) | 1, u64::MAX]
+    [0, 1, 12, 13, 1 << 31, 1 << 32, (1 << 32) | 1, u64::MAX]
         .into_iter()
         .map(|n: u64| number(cmd::CHECK_EXTENSION, format!("extension {n:#x}"), n))
         .collect()
@@ -625,7 +670,55 @@ fn get_info(world: &World) -> Vec<Row> {
             .look(says_all_ranges),
         );
     }
+    rows.extend(get_info_in_former_sizes(world));
     rows
+}
+
+/// What stands in GET_INFO's argument behind the size that it is given.
+const CANARY: u8 = 0xa5;
+
+/// The size that the structure had in the first version is taken, and nothing behind it is looked
+/// at or written; sizes between that and today's never were any.
+fn get_info_in_former_sizes(world: &World) -> Vec<Row> {
+    let good = info_request(world);
+    let in_size = |name: String, argsz: u32, info: uapi::Info| {
+        let mut bytes = bytes_of(&uapi::Info { argsz, ..info });
+        bytes[argsz as usize..].fill(CANARY);
+        row_of_bytes(cmd::GET_INFO, name, bytes)
+    };
+    let first = uapi::INFO_SIZE_VER0;
+    let listed = uapi::Info { ranges: world.start(OUTPUT), nr_ranges: 1000, ..good };
+    let unknown = uapi::Info { ioasid: UNKNOWN_ID, ..good };
+    let mut rows = vec![
+        in_size(format!("argsz {first}, the first version's"), first, good)
+            .look(leaves_the_rest_of_the_first),
+        in_size(format!("argsz {first}, with a list"), first, listed)
+            .look(leaves_the_rest_of_the_first),
+        in_size(format!("argsz {first}, and all of that in memory"), first, good)
+            .at(Place::CutAfter(first.into())),
+        in_size(format!("argsz {first}, and not all of that in memory"), first, good)
+            .at(Place::CutAfter(u64::from(first) - 1))
+            .fails(Errno::FAULT),
+        in_size(format!("argsz {first}, an unknown IOASID"), first, unknown)
+            .fails(Errno::NOENT)
+            .look(leaves_the_rest_of_the_first),
+    ];
+    for argsz in [first - 1, first + 1, first + 8, uapi::Info::ARGSZ - 1] {
+        let name = format!("argsz {argsz}, which no version has");
+        rows.push(in_size(name, argsz, good).fails(Errno::INVAL));
+    }
+    rows
+}
+
+fn leaves_the_rest_of_the_first(world: &World, bytes: &[u8]) -> Option<String> {
+    let (first, rest) = bytes.split_at(uapi::INFO_SIZE_VER0 as usize);
+    if let Some(at) = rest.iter().position(|&byte| byte != CANARY) {
+        return Some(format!("byte {} behind argsz was written", first.len() + at));
+    }
+    match structure::<[u32; 3]>(bytes)[2] == world.space {
+        true => says_all_ranges(world, bytes),
+        false => None,
+    }
 }
 
 fn says_all_ranges(world: &World, bytes: &[u8]) -> Option<String> {
@@ -797,6 +890,64 @@ fn map_memory(world: &World) -> Vec<Row> {
     ]
 }
 
+/// Files that are named by a descriptor.
+fn map_file(world: &World) -> Vec<Row> {
+    let both = file_map(world, world.files.both.as_raw_fd());
+    let (read, write) = (both.flags & !uapi::MAP_WRITE, both.flags & !uapi::MAP_READ);
+    let try_map = |name: &str, map: uapi::MapDma| {
+        row(cmd::MAP_DMA, format!("by descriptor, {name}"), map).undo(unmap_free_page)
+    };
+    if !world.has(ext::FILE_MEMORY) {
+        return vec![try_map("a memfd", both).fails(Errno::OPNOTSUPP)];
+    }
+    let of = |fd: i32, flags: u32| uapi::MapDma { fd, flags, ..both };
+    let place = |vaddr: u64, size: u64| uapi::MapDma { vaddr, size, ..both };
+    let files = &world.files;
+    let (read_only, write_only) = (files.read.as_raw_fd(), files.write.as_raw_fd());
+    let wrapping = 0u64.wrapping_sub(PAGE);
+    let mut rows = vec![
+        try_map("a memfd", both),
+        try_map("a memfd, from its second page", place(PAGE, PAGE)),
+        try_map("a memfd, open for reading, for reading", of(read_only, read)),
+        try_map("open for reading, for writing", of(read_only, write)).fails(Errno::PERM),
+        try_map("open for reading, for both", of(read_only, both.flags)).fails(Errno::PERM),
+        try_map("open for writing, for reading", of(write_only, read)).fails(Errno::PERM),
+        try_map("open for writing, for both", of(write_only, both.flags)).fails(Errno::PERM),
+        try_map("sealed, for both", of(files.sealed.as_raw_fd(), both.flags)).fails(Errno::PERM),
+        try_map("behind the end", place(1 << 47, PAGE)).fails(Errno::FAULT),
+        try_map("reaching behind the end", place(PAGE, FILE_SIZE)).fails(Errno::FAULT),
+        try_map("longer than the file", place(0, FILE_SIZE + PAGE)).fails(Errno::FAULT),
+        try_map("offset misaligned by 1", place(1, PAGE)).fails(Errno::INVAL),
+        try_map("offset misaligned by 512", place(512, PAGE)).fails(Errno::INVAL),
+        try_map("size 0", place(0, 0)).fails(Errno::INVAL),
+        try_map("size of half a page", place(0, PAGE / 2)).fails(Errno::INVAL),
+        try_map("offset + size wraps", place(wrapping, 2 * PAGE)).fails(Errno::OVERFLOW),
+        // This ends at 2^64 exactly: the last byte's offset does not wrap, the sum does.
+        try_map("the last page of all", place(wrapping, PAGE))
+            .fails_any(&[Errno::FAULT, Errno::OVERFLOW]),
+        try_map("neither READ nor WRITE", of(both.fd, uapi::MAP_FILE)).fails(Errno::INVAL),
+        // Before it is looked at what the descriptor is.
+        try_map("of nothing, IOASID unknown", uapi::MapDma { ioasid: UNKNOWN_ID, ..of(-1, read) })
+            .fails(Errno::NOENT),
+        try_map("of nothing, over a mapping", uapi::MapDma { iova: MAPPED, ..of(-1, read) })
+            .fails(Errno::EXIST),
+    ];
+    for (what, fd) in &world.no_files {
+        let map = of(fd.as_raw_fd(), read);
+        rows.push(try_map(&format!("the fd is {what}"), map).fails(Errno::OPNOTSUPP));
+    }
+    for (what, fd) in closed_fds() {
+        let map = of(fd, both.flags);
+        rows.push(try_map(&format!("the fd is {what}"), map).fails(Errno::BADF));
+    }
+    for fd in [both.fd, 1, -1, i32::MIN, i32::MAX] {
+        let map = uapi::MapDma { fd, ..free_map(world) };
+        let name = format!("fd {fd} without IOASID_MAP_FILE");
+        rows.push(row(cmd::MAP_DMA, name, map).fails(Errno::INVAL));
+    }
+    rows
+}
+
 fn unmap(world: &World) -> Vec<Row> {
     let good = world.unmap_request(SECOND, SECOND_SIZE);
     let range = |name: &str, iova: u64, size: u64| {
@@ -859,7 +1010,7 @@ fn unmapped(bytes: &[u8], right: u64) -> Option<String> {
     (said != right).then(|| format!("size is {said} instead of {right}"))
 }
 
-fn register_memory(world: &World) -> Vec<Row> {
+fn register_shapes(world: &World) -> Vec<Row> {
     let good = register_request(world);
     let mut rows = Vec::new();
     for command in [cmd::REGISTER_MEMORY, cmd::UNREGISTER_MEMORY] {
@@ -871,7 +1022,119 @@ fn register_memory(world: &World) -> Vec<Row> {
             try_it("size misaligned", good.vaddr, PAGE + 1, Errno::INVAL),
             try_it("vaddr misaligned", good.vaddr + 1, PAGE, Errno::INVAL),
             try_it("vaddr + size wraps", 0u64.wrapping_sub(PAGE), 2 * PAGE, Errno::OVERFLOW),
+            try_it("vaddr + size wraps by a lot", 1 << 63, (1 << 63) + PAGE, Errno::OVERFLOW),
         ]);
+    }
+    rows
+}
+
+/// What is, or is not, at the addresses of REGISTER, and what UNREGISTER does not know.
+fn register_memory(world: &World) -> Vec<Row> {
+    if !world.has(ext::REGISTER_MEMORY) {
+        return Vec::new();
+    }
+    let good = register_request(world);
+    let memory = |command: u32, name: &str, vaddr: u64, size: u64| {
+        row(command, name, uapi::RegisterMemory { vaddr, size, ..good })
+    };
+    let register_it = |name: &str, vaddr, size| memory(cmd::REGISTER_MEMORY, name, vaddr, size);
+    let unregister_it = |name: &str, vaddr, size| memory(cmd::UNREGISTER_MEMORY, name, vaddr, size);
+    let no_access = [Errno::FAULT, Errno::PERM];
+    let (vaddr, size) = (good.vaddr, good.size);
+    let private = world.has(ext::PRIVATE_MEMORY);
+    let private = |row: Row| if private { row } else { row.fails(Errno::OPNOTSUPP) };
+    let mut rows = vec![
+        register_it("vaddr 0", 0, PAGE).fails(Errno::FAULT),
+        register_it("vaddr in the first page", NEVER_MAPPED, PAGE).fails(Errno::FAULT),
+        register_it("vaddr in the kernel", KERNEL, PAGE).fails(Errno::FAULT),
+        register_it("vaddr that is no address", NON_CANONICAL, PAGE).fails(Errno::FAULT),
+        // This ends at 2^64 exactly.
+        register_it("the last page of all", 0u64.wrapping_sub(PAGE), PAGE)
+            .fails_any(&[Errno::FAULT, Errno::OVERFLOW]),
+        register_it("memory without access", world.end(SHARED), PAGE).fails_any(&no_access),
+        register_it("reaching into memory without access", world.end(SHARED) - PAGE, 2 * PAGE)
+            .fails_any(&no_access),
+        register_it("shared memory without access", world.start(NO_ACCESS), PAGE)
+            .fails_any(&no_access),
+        register_it("more than the program has", world.shared(), 1 << 36).fails_any(&no_access),
+        register_it("read-only memory", world.start(SHARED_READ_ONLY), PAGE).fails(Errno::PERM),
+        register_it("memory that is mapped", world.shared(), MAPPED_SIZE)
+            .undo(|world| world.register(world.shared(), MAPPED_SIZE, true)),
+        private(register_it("private memory", world.start(PRIVATE), PAGE))
+            .undo(|world| world.register(world.start(PRIVATE), PAGE, true)),
+        private(register_it(
+            "private and shared memory",
+            world.start(AFTER_PRIVATE) - PAGE,
+            2 * PAGE,
+        ))
+        .undo(|world| world.register(world.start(AFTER_PRIVATE) - PAGE, 2 * PAGE, true)),
+        unregister_it("nothing is registered", vaddr, size).fails(Errno::NOENT),
+        unregister_it("memory that is mapped, not registered", world.shared(), MAPPED_SIZE)
+            .fails(Errno::NOENT),
+        unregister_it("memory that is none", NEVER_MAPPED, PAGE).fails(Errno::NOENT),
+    ];
+    for (name, first, pages) in [
+        ("exactly what is registered", vaddr, 2),
+        ("the first page of it", vaddr, 1),
+        ("the last page of it", vaddr + PAGE, 1),
+        ("into its head", vaddr - PAGE, 2),
+        ("out of its tail", vaddr + PAGE, 2),
+        ("around it", vaddr - PAGE, 4),
+    ] {
+        let row = register_it(&format!("{name}, again"), first, pages * PAGE);
+        rows.push(row.before(register).after(unregister).fails(Errno::EXIST));
+        if (first, pages * PAGE) != (vaddr, size) {
+            let row = unregister_it(&format!("{name}, not just that"), first, pages * PAGE);
+            rows.push(row.before(register).after(unregister).fails(Errno::NOENT));
+        }
+    }
+    rows.extend([
+        register_it("beside what is registered", vaddr - PAGE, PAGE)
+            .before(register)
+            .undo(|world| world.register(registered(world).0 - PAGE, PAGE, true))
+            .after(unregister),
+        unregister_it("registered on another open", vaddr, size)
+            .on(Open::Theirs)
+            .before(register)
+            .after(unregister)
+            .fails(Errno::NOENT),
+        unregister_it("part of it is mapped", vaddr, size)
+            .before(register_and_map)
+            .after(unmap_and_unregister)
+            .fails(Errno::BUSY),
+    ]);
+    rows
+}
+
+/// MAP_DMA while memory is registered.
+fn map_registered(world: &World) -> Vec<Row> {
+    if !world.has(ext::REGISTER_MEMORY) {
+        return Vec::new();
+    }
+    let good = free_map(world);
+    let (vaddr, size) = registered(world);
+    let try_map = |name: &str, map: uapi::MapDma| {
+        let row = row(cmd::MAP_DMA, format!("while memory is registered, {name}"), map);
+        row.before(register).after(unregister)
+    };
+    let memory =
+        |name: &str, vaddr: u64, size: u64| try_map(name, uapi::MapDma { vaddr, size, ..good });
+    let read_only = uapi::MapDma { vaddr, flags: uapi::MAP_READ, ..good };
+    let mut rows = vec![
+        memory("all of it", vaddr, size).undo(|world| world.unmap(FREE_IOVA, 2 * PAGE)),
+        memory("its last page", vaddr + PAGE, PAGE).undo(unmap_free_page),
+        try_map("a page of it for reading", read_only).undo(unmap_free_page),
+        memory("other memory", world.shared(), PAGE).fails(Errno::FAULT),
+        memory("private memory", world.start(PRIVATE), PAGE).fails(Errno::FAULT),
+        memory("into its head", vaddr - PAGE, 2 * PAGE).fails(Errno::FAULT),
+        memory("out of its tail", vaddr + PAGE, 2 * PAGE).fails(Errno::FAULT),
+        memory("around it", vaddr - PAGE, 4 * PAGE).fails(Errno::FAULT),
+        memory("memory that is none", NEVER_MAPPED, PAGE).fails(Errno::FAULT),
+        try_map("over a mapping", uapi::MapDma { iova: MAPPED, ..good }).fails(Errno::EXIST),
+    ];
+    if world.has(ext::FILE_MEMORY) {
+        let file = file_map(world, world.files.both.as_raw_fd());
+        rows.push(try_map("a file by its descriptor", file).undo(unmap_free_page));
     }
     rows
 }
@@ -991,14 +1254,7 @@ fn bind_vfio(world: &World) -> Vec<Row> {
         let row = row(cmd::BIND_DEVICE, format!("VFIO, the fd is {what}"), bind);
         rows.push(row.fails(unless_unsupported(Errno::INVAL)));
     }
-    // One that was just closed, one that other processes have but not this, and impossible ones.
-    for (what, fd) in [
-        ("closed", closed_fd()),
-        ("of others only", 1000),
-        ("beyond any table", i32::MAX),
-        ("-2", -2),
-        ("the lowest number", i32::MIN),
-    ] {
+    for (what, fd) in closed_fds().into_iter().filter(|(_, fd)| *fd != -1) {
         let bind = uapi::BindDevice { fd, ..good };
         let row = row(cmd::BIND_DEVICE, format!("VFIO, the fd is {what}"), bind);
         rows.push(row.fails(unless_unsupported(Errno::BADF)));
@@ -1018,10 +1274,18 @@ fn bind_vfio(world: &World) -> Vec<Row> {
     rows
 }
 
-/// A descriptor that is not open.
-fn closed_fd() -> i32 {
+/// Descriptors that are not open: one that was just closed, one that other processes have but not
+/// this, and impossible ones.
+fn closed_fds() -> [(&'static str, i32); 6] {
     let (reader, _writer) = rustix::pipe::pipe().expect("a pipe can be made");
-    reader.as_raw_fd()
+    [
+        ("closed", reader.as_raw_fd()),
+        ("of others only", 1000),
+        ("beyond any table", i32::MAX),
+        ("-1", -1),
+        ("-2", -2),
+        ("the lowest number", i32::MIN),
+    ]
 }
 
 fn bind_twice(world: &World) -> Vec<Row> {

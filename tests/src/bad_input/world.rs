@@ -8,7 +8,7 @@ use crate::raw::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use ioasid_uapi::{self as uapi, cmd};
 use rustix::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
 use std::path::Path;
@@ -55,6 +55,8 @@ pub const SECOND: u64 = 0x300_0000;
 pub const SECOND_SIZE: u64 = 4 * PAGE;
 /// Not mapped.
 pub const FREE_IOVA: u64 = 0x500_0000;
+/// The size of the files of [`Files`].
+pub const FILE_SIZE: u64 = 2 * PAGE;
 /// A number that no IOASID or device has.
 pub const UNKNOWN_ID: u32 = 0x7abc_def0;
 /// The cookie of our device.
@@ -88,6 +90,22 @@ pub struct World {
     pub ranges: Vec<uapi::IovaRange>,
     /// A file, a pipe, /dev/null, the node itself: descriptors that are no VFIO group.
     pub no_groups: Vec<(&'static str, OwnedFd)>,
+    /// Descriptors of files that have memory.
+    pub files: Files,
+    /// Descriptors behind which there is no memory.
+    pub no_files: Vec<(&'static str, OwnedFd)>,
+}
+
+/// A memfd with [`FILE_SIZE`] bytes, by descriptors with different rights.
+pub struct Files {
+    /// Open for both.
+    pub both: OwnedFd,
+    /// Open for reading.
+    pub read: OwnedFd,
+    /// Open for writing.
+    pub write: OwnedFd,
+    /// Another memfd, open for both and sealed against writing.
+    pub sealed: OwnedFd,
 }
 
 impl World {
@@ -111,6 +129,8 @@ impl World {
             extensions: Vec::new(),
             kernel_copies,
             no_groups: no_groups(node, &devices)?,
+            files: files()?,
+            no_files: no_files(node)?,
             groups,
             devices,
             device: 0,
@@ -345,6 +365,13 @@ impl World {
         self.must(cmd::MAP_DMA, self.map_request(iova, vaddr, size));
     }
 
+    /// Registers memory of this program, or undoes that.
+    pub fn register(&self, vaddr: u64, size: u64, undo: bool) {
+        let argsz = uapi::RegisterMemory::ARGSZ;
+        let command = if undo { cmd::UNREGISTER_MEMORY } else { cmd::REGISTER_MEMORY };
+        self.must(command, uapi::RegisterMemory { argsz, flags: 0, vaddr, size });
+    }
+
     /// A good UNMAP_DMA in our IOASID.
     pub fn unmap_request(&self, iova: u64, size: u64) -> uapi::UnmapDma {
         let argsz = uapi::UnmapDma::ARGSZ;
@@ -388,6 +415,11 @@ impl World {
     // -----------------------------------------------------------------------------------------
 
     /// Everything that can be asked about the opens, one line for each question.
+    ///
+    /// What this process has locked is part of it (`locked_used`): of what is registered it is the
+    /// only sign. It is the same for all opens, and would change by itself only if an open
+    /// with mappings had just been closed, which takes a moment, or if other threads used the
+    /// node; neither happens here.
     pub fn snapshot(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for open in [Open::Ours, Open::Theirs] {
@@ -489,6 +521,45 @@ fn open_groups(devices: &[DeviceName]) -> Result<Vec<OwnedFd>> {
         }
     }
     Ok(groups)
+}
+
+fn files() -> Result<Files> {
+    let memfd = |flags| -> Result<OwnedFd> {
+        let file = rustix::fs::memfd_create("file-memory", flags | MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&file, FILE_SIZE)?;
+        Ok(file)
+    };
+    let both = memfd(MemfdFlags::empty())?;
+    let again = |flags| {
+        let path = format!("/proc/self/fd/{}", both.as_raw_fd());
+        rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
+    };
+    let (read, write) = (again(OFlags::RDONLY)?, again(OFlags::WRONLY)?);
+    let sealed = memfd(MemfdFlags::ALLOW_SEALING)?;
+    rustix::fs::fcntl_add_seals(&sealed, SealFlags::WRITE)?;
+    Ok(Files { both, read, write, sealed })
+}
+
+fn no_files(node: &Path) -> Result<Vec<(&'static str, OwnedFd)>> {
+    let open = |path: &Path, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (socket, _) = std::os::unix::net::UnixStream::pair()?;
+    let memfd = rustix::fs::memfd_create("named-only", MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&memfd, FILE_SIZE)?;
+    let named = format!("/proc/self/fd/{}", memfd.as_raw_fd());
+    Ok(vec![
+        ("/dev/null", open(Path::new("/dev/null"), OFlags::RDWR)?),
+        ("/dev/zero", open(Path::new("/dev/zero"), OFlags::RDWR)?),
+        ("the reading end of a pipe", reader),
+        ("the writing end of a pipe", writer),
+        ("a socket", socket.into()),
+        ("an eventfd", rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?),
+        ("a directory", open(Path::new("/"), OFlags::DIRECTORY)?),
+        ("a directory's path (O_PATH)", open(Path::new("/"), OFlags::PATH)?),
+        ("a memfd that was only named (O_PATH)", open(Path::new(&named), OFlags::PATH)?),
+        ("a file of procfs", open(Path::new("/proc/self/maps"), OFlags::RDONLY)?),
+        ("the node itself", open(node, OFlags::RDWR)?),
+    ])
 }
 
 fn no_groups(node: &Path, devices: &[DeviceName]) -> Result<Vec<(&'static str, OwnedFd)>> {
