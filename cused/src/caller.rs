@@ -71,24 +71,8 @@ impl Tid {
     /// The caller gets nothing from this that it did not hold: the descriptor carries the
     /// rights with which the caller, or who gave it to the caller, opened it.
     pub fn descriptor(self, fd: RawFd) -> Result<OwnedFd, Failure> {
-        if fd < 0 {
-            return Err(Failure::new(Errno::BADF, format!("{fd} is not a file descriptor")));
-        }
-        let pidfd = self.pidfd()?;
-        pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(|error| match error {
-            Errno::BADF => Failure::new(
-                Errno::BADF,
-                format!("descriptor {fd} is not open in the calling program"),
-            ),
-            Errno::PERM => Failure::new(
-                Errno::PERM,
-                format!(
-                    "the kernel does not let the daemon take descriptor {fd} from the program; if \
-                     /proc/sys/kernel/yama/ptrace_scope is 3, set it to 2 or less and reboot"
-                ),
-            ),
-            other => Failure::new(other, format!("descriptor {fd} cannot be taken: {other}")),
-        })
+        check_number(fd)?;
+        take(&self.pidfd()?, fd)
     }
 
     /// The process of the caller. From Linux 6.9 on the thread itself, whose descriptor table
@@ -113,6 +97,34 @@ impl Tid {
         status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok()).ok_or_else(
             || Failure::new(Errno::SRCH, "the calling process cannot be found in /proc"),
         )
+    }
+}
+
+/// A duplicate of descriptor `fd` of the process behind `pidfd`.
+///
+/// # Errors
+/// As for [`Tid::descriptor`].
+pub fn take(pidfd: &OwnedFd, fd: RawFd) -> Result<OwnedFd, Failure> {
+    check_number(fd)?;
+    pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()).map_err(|error| match error {
+        Errno::BADF => {
+            Failure::new(Errno::BADF, format!("descriptor {fd} is not open in the calling program"))
+        }
+        Errno::PERM => Failure::new(
+            Errno::PERM,
+            format!(
+                "the kernel does not let the daemon take descriptor {fd} from the program; if \
+                 /proc/sys/kernel/yama/ptrace_scope is 3, set it to 2 or less and reboot"
+            ),
+        ),
+        other => Failure::new(other, format!("descriptor {fd} cannot be taken: {other}")),
+    })
+}
+
+fn check_number(fd: RawFd) -> Result<(), Failure> {
+    match fd {
+        0.. => Ok(()),
+        _ => Err(Failure::new(Errno::BADF, format!("{fd} is not a file descriptor"))),
     }
 }
 

@@ -75,6 +75,8 @@ pub struct Command<'a, 'm, 'c> {
     pub leader: &'a mut Leader<'c>,
     /// Whether a signal waits for its caller.
     pub interrupt: &'a Interrupt,
+    /// Memory to [settle](Backing::settle) once the caller has its answer.
+    pub unsettled: &'a mut Vec<Arc<Backing>>,
 }
 
 type Done = Result<i32, Stop>;
@@ -242,7 +244,7 @@ impl<'a> Command<'a, '_, '_> {
             Some((backing, base + place.offset))
         });
         let tables = state.tables_of(ioasid);
-        let devices = state.vfio_devices();
+        let devices = if known.is_none() { state.vfio_devices() } else { Vec::new() };
         drop(state);
         let (backing, base) = match known {
             Some(known) => known,
@@ -288,7 +290,7 @@ impl<'a> Command<'a, '_, '_> {
         let MapSource { backing, base, file } = source;
         let kind = if backing.is_registers() { MapKind::Device } else { map.kind };
         let mut state = self.context.state();
-        let (memory, owner) = state.remember_memory(backing, base, process, file);
+        let (memory, owner) = state.remember_memory(Arc::clone(&backing), base, process, file);
         let planned = state.engine.plan_map(ioasid, Map { owner, kind, ..map }, memory);
         // So that what it is made from stays registered meanwhile.
         let held = planned.and_then(|plan| Ok((state.engine.hold(&plan)?, plan)));
@@ -306,6 +308,7 @@ impl<'a> Command<'a, '_, '_> {
             let garbage = self.context.state().forget_memory(memory);
             drop(garbage);
         }
+        self.unsettled.push(backing);
         done.map(drop)
     }
 
@@ -313,7 +316,10 @@ impl<'a> Command<'a, '_, '_> {
     fn execute(&mut self, turn: &Turn<'_>, plan: Plan) -> Result<u64, Failure> {
         let is_ending = &self.host.is_ending;
         let (interrupt, tid) = (self.interrupt, self.memory.tid());
-        let stop = || match interrupt.is_set() && tid.is_some_and(Tid::is_killed) {
+        // Of the death of a led caller, whose stop looks like a signal to us, we hear otherwise.
+        let is_led = self.leader.led().is_some();
+        let is_killed = || !is_led && interrupt.is_set() && tid.is_some_and(Tid::is_killed);
+        let stop = || match is_killed() {
             true => Err(Failure::interrupted()),
             false if is_ending.load(Ordering::Relaxed) => {
                 Err(Failure::new(Errno::INTR, "the daemon is ending; nothing was changed"))
@@ -704,7 +710,8 @@ impl Command<'_, '_, '_> {
 
     fn pin(&mut self, backing: &mut Backing) -> Result<(), Failure> {
         let (interrupt, tid) = (self.interrupt, self.memory.tid());
-        let go_on = |_| match interrupt.is_set() && tid.is_some_and(Tid::is_killed) {
+        let is_led = self.leader.led().is_some();
+        let go_on = |_| match !is_led && interrupt.is_set() && tid.is_some_and(Tid::is_killed) {
             true => Err(Failure::interrupted()),
             false => Ok(()),
         };

@@ -166,10 +166,8 @@ impl Turn<'_> {
     pub fn execute(&self, plan: Plan, effort: Effort<'_, '_>) -> Result<u64, Failure> {
         let shared = Shared(self.context);
         self.progress.begin(plan.work(&shared));
-        let tables = self.context.state.lock().tables.clone();
-        let mut hardware = Hardware { context: self.context, tables, effort };
+        let mut hardware = Hardware { context: self.context, effort };
         let carried = plan.carry_out(&shared, &mut hardware);
-        drop(hardware);
         let mut state = self.context.state.lock();
         match carried {
             Ok(carried) => {
@@ -448,13 +446,13 @@ fn refusal(error: ExecuteError<Failure>) -> Failure {
 /// Carries the engine's changes out.
 struct Hardware<'a, 'b, 'l> {
     context: &'a Context,
-    tables: BTreeMap<GroupId, SharedTable>,
     effort: Effort<'b, 'l>,
 }
 
 impl Hardware<'_, '_, '_> {
     fn table(&self, group: GroupId) -> Result<SharedTable, Failure> {
-        self.tables.get(&group).cloned().ok_or_else(|| lost("table", group.0))
+        let table = self.context.state.lock().tables.get(&group).cloned();
+        table.ok_or_else(|| lost("table", group.0))
     }
 }
 

@@ -15,6 +15,7 @@ use crate::commands::{Command, Host};
 use crate::context::{Context, Failed};
 use crate::failure::Failure;
 use crate::leader::Leader;
+use crate::memory::Backing;
 use crate::stages::Stages;
 
 /// All opens of the node.
@@ -49,6 +50,7 @@ impl Node {
         request: &Ioctl<'_>,
         memory: &mut CallerMemory<'_>,
         leader: &mut Leader<'_>,
+        unsettled: &mut Vec<Arc<Backing>>,
     ) -> Result<i32, Stop> {
         if request.compat {
             return Err(Failure::unsupported(
@@ -56,7 +58,8 @@ impl Node {
             )
             .into());
         }
-        Command { host: &self.host, context, memory, leader, interrupt: request.interrupt }
+        let (host, interrupt) = (&self.host, request.interrupt);
+        Command { host, context, memory, leader, interrupt, unsettled }
             .run(request.command, request.arg)
     }
 }
@@ -81,28 +84,37 @@ impl cuse_channel::Node for Node {
         };
         let mut memory = CallerMemory::new(request, self.access, &self.stages);
         let mut leader = Leader::new(request, &self.stages, &self.host.scratches);
-        let served = self.serve(&context, request, &mut memory, &mut leader);
+        let mut unsettled = Vec::new();
+        let served = self.serve(&context, request, &mut memory, &mut leader, &mut unsettled);
+        if let Err(Stop::Refuse(failure)) = &served
+            && request.command != cmd::GET_ERROR
+        {
+            // Before the caller goes on, which may ask for it at once.
+            let (thread, command, failure) = (request.caller.tid, request.command, failure.clone());
+            context.failures.lock().record(Failed { thread, command, failure });
+        }
         leader.conclude(match &served {
             Ok(result) => *result,
             Err(Stop::Refuse(failure)) => -failure.errno.raw_os_error(),
             Err(_) => -Errno::INTR.raw_os_error(),
         });
         match served {
-            Ok(result) => IoctlReply::Done { result, output: memory.into_output() },
+            Ok(result) => {
+                let output = memory.into_output();
+                if !unsettled.is_empty() {
+                    // A caller that was led has its answer already.
+                    let _ = request.responder.send(result, &output);
+                    unsettled.iter().for_each(|memory| memory.settle());
+                }
+                IoctlReply::Done { result, output }
+            }
             Err(Stop::Retry) => {
                 let (inputs, outputs) = memory.wanted();
                 IoctlReply::Retry { inputs, outputs }
             }
             Err(Stop::Restart) => IoctlReply::Restart,
             Err(Stop::Abandoned) => IoctlReply::Elsewhere,
-            Err(Stop::Refuse(failure)) => {
-                let errno = failure.errno;
-                if request.command != cmd::GET_ERROR {
-                    let (thread, command) = (request.caller.tid, request.command);
-                    context.failures.lock().record(Failed { thread, command, failure });
-                }
-                refused(errno, memory.into_output())
-            }
+            Err(Stop::Refuse(failure)) => refused(failure.errno, memory.into_output()),
         }
     }
 

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::caller::Tid;
+use crate::caller::{self, Tid};
 use crate::failure::Failure;
 use crate::system;
 
@@ -49,6 +49,18 @@ impl Process {
     pub fn is_alive(&self) -> bool {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
         poll(&mut fds, Some(&Timespec::default())) == Ok(0)
+    }
+
+    /// A duplicate of descriptor `fd` of thread `tid`, one of its own.
+    ///
+    /// # Errors
+    /// As for [`Tid::descriptor`].
+    pub fn descriptor(&self, tid: Tid, fd: RawFd) -> Result<OwnedFd, Failure> {
+        // Other threads than the first may have tables of their own.
+        match tid.get() == self.tgid {
+            true => caller::take(&self.pidfd, fd),
+            false => tid.descriptor(fd),
+        }
     }
 
     /// Kills it, if it is still there.
@@ -146,8 +158,8 @@ impl Processes {
     pub fn of(&self, tid: Tid) -> Result<Arc<Process>, Failure> {
         let known = self.by_thread.lock().get(&tid.get()).cloned();
         if let Some(process) = known
-            && system::is_thread_of(process.tgid, tid)
             && process.is_alive()
+            && (process.tgid == tid.get() || system::is_thread_of(process.tgid, tid))
         {
             return Ok(process);
         }

@@ -21,9 +21,11 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::fd::{AsRawFd as _, OwnedFd};
-use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, open, readlink};
+use rustix::fs::{FileType, Mode, OFlags, Statx, fcntl_getfl, open, readlink};
 use rustix::io::Errno;
 
 use super::maps::Vma;
@@ -158,32 +160,33 @@ pub(super) fn piece(
 ) -> Result<FilePiece, Failure> {
     let what = || format!("the {}", vma.describe());
     let offset = vma.offset + (from - vma.range.start);
-    file_piece(file, offset, to - from, rights, what)
+    let attributes = filesystem::attributes(&file).map_err(|error| refuse(&what(), error))?;
+    file_piece(file, &attributes, offset..offset + (to - from), rights, what)
 }
 
 /// A piece of a file of an accepted file system, of which `what` is said in messages.
 pub(super) fn file_piece(
     file: File,
-    offset: u64,
-    len: u64,
+    attributes: &Statx,
+    Range { start: offset, end }: Range<u64>,
     rights: Rights,
     what: impl Fn() -> String,
 ) -> Result<FilePiece, Failure> {
-    let attributes = filesystem::attributes(&file).map_err(|error| refuse(&what(), error))?;
+    let len = end - offset;
     let page = rustix::param::page_size() as u64;
     // hugetlbfs gives its page size as the block size; others give a size that needs no heed.
-    let huge = filesystem::is_hugetlb(&file);
-    let alignment = if huge { u64::from(attributes.stx_blksize).max(page) } else { page };
-    let end = attributes.stx_size.checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
-    if offset.checked_add(len).is_none_or(|last| last > end) {
+    let block = u64::from(attributes.stx_blksize);
+    let alignment = if block > page && filesystem::is_hugetlb(&file) { block } else { page };
+    if end > attributes.stx_size.checked_next_multiple_of(alignment).unwrap_or(u64::MAX) {
         return Err(Failure::new(
             Errno::FAULT,
             format!("part of {} lies behind the end of its file", what()),
         ));
     }
     // Opening is not everything: a sealed memfd opens for writing and refuses to be mapped so.
-    Window::new(&file, offset, len, alignment, rights).map_err(|error| refuse(&what(), error))?;
-    Ok(FilePiece { file, offset, len, alignment, kept: None })
+    let window = Window::new(&file, offset, len, alignment, rights);
+    let window = Arc::new(window.map_err(|error| refuse(&what(), error))?);
+    Ok(FilePiece { file, offset, len, alignment, window: Mutex::new(Some(window)) })
 }
 
 pub(super) fn unlisted(error: std::io::Error) -> Failure {

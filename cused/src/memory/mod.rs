@@ -30,6 +30,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -98,8 +99,9 @@ struct FilePiece {
     len: u64,
     /// What offset and length of an mmap of the file must be a multiple of, bytes.
     alignment: u64,
-    /// All of it, for registered memory; other memory is mapped anew each time.
-    kept: Option<Window>,
+    /// All of it mapped: for registered memory always, for other memory while it is first mapped for
+    /// devices. At other times parts of it are mapped when they are needed.
+    window: Mutex<Option<Arc<Window>>>,
 }
 
 /// A piece of a program's own address space.
@@ -276,10 +278,11 @@ impl Backing {
     ) -> Result<(), E> {
         let len = end - start;
         match piece {
-            Piece::File(FilePiece { kept: Some(window), .. }) => {
-                visit(Reach::Here(window.view(start, len)))
-            }
             Piece::File(piece) => {
+                let whole = piece.window.lock().clone();
+                if let Some(window) = whole {
+                    return visit(Reach::Here(window.view(start, len)));
+                }
                 let FilePiece { file, offset, alignment, .. } = piece;
                 let window = Window::new(file, offset + start, len, *alignment, self.rights)?;
                 visit(Reach::Here(window.view(0, len)))
@@ -291,8 +294,19 @@ impl Backing {
         }
     }
 
+    /// Lets go of what only the first mapping for devices is quicker with.
+    pub fn settle(&self) {
+        for piece in &self.pieces {
+            if let Piece::File(piece) = piece
+                && self.pins.is_empty()
+            {
+                piece.window.lock().take();
+            }
+        }
+    }
+
     /// Pins all of it, with `pin_there` for a program's own memory and with `go_on` asked between
-    /// the steps; keeps files mapped from now on, so that mapping them for devices is quicker.
+    /// the steps. Files stay mapped from now on, so that mapping them for devices is quicker.
     pub fn pin<E: From<Errno>>(
         &mut self,
         mut pin_there: impl FnMut(u64, u64) -> Result<Pin, E>,
@@ -300,20 +314,18 @@ impl Backing {
     ) -> Result<(), E> {
         let mut done = 0;
         for piece in &mut self.pieces {
-            if let Piece::File(FilePiece { file, offset, len, alignment, kept }) = piece {
-                *kept = Some(Window::new(file, *offset, *len, *alignment, self.rights)?);
-            }
             let len = piece.len();
             let mut from = 0;
             while from < len {
                 go_on(done)?;
                 let part = (len - from).min(PIN_MAX);
                 self.pins.push(match piece {
-                    Piece::File(FilePiece { kept: Some(window), .. }) => {
-                        Pin::new(window.view(from, part).address(), part)?
-                    }
+                    Piece::File(piece) => match &*piece.window.lock() {
+                        Some(window) => Pin::new(window.view(from, part).address(), part)?,
+                        None => return Err(Errno::FAULT.into()),
+                    },
                     Piece::Program(piece) => pin_there(piece.vaddr + from, part)?,
-                    Piece::File(_) | Piece::Registers(_) => return Err(Errno::OPNOTSUPP.into()),
+                    Piece::Registers(_) => return Err(Errno::OPNOTSUPP.into()),
                 });
                 from += part;
                 done += part;

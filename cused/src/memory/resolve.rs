@@ -112,7 +112,7 @@ impl Resolver<'_> {
     /// - EOPNOTSUPP: it is no regular file, or on a file system that is not accepted
     pub fn file(&self, fd: i32, offset: u64, size: u64) -> Result<(Backing, FileId), Failure> {
         let what = || format!("the file of descriptor {fd}");
-        let file = File::from(self.tid.descriptor(fd)?);
+        let file = File::from(self.process.descriptor(self.tid, fd)?);
         let unknown = |error: Errno| Failure::new(Errno::FAULT, format!("{}: {error}", what()));
         let flags = fcntl_getfl(&file).map_err(unknown)?;
         let attributes = filesystem::attributes(&file).map_err(unknown)?;
@@ -141,7 +141,10 @@ impl Resolver<'_> {
             ))
         })?;
         let id = FileId { device, inode: attributes.stx_ino };
-        let piece = mirror::file_piece(file, offset, size, self.rights, what)?;
+        let Some(end) = offset.checked_add(size) else {
+            return Err(Failure::new(Errno::FAULT, "no file is that long"));
+        };
+        let piece = mirror::file_piece(file, &attributes, offset..end, self.rights, what)?;
         Ok((Backing { pieces: vec![Piece::File(piece)], rights: self.rights, pins: vec![] }, id))
     }
 }
