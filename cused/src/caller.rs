@@ -12,7 +12,9 @@ use std::os::fd::{OwnedFd, RawFd};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid as NixPid;
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open,
+};
 
 use crate::failure::Failure;
 
@@ -32,6 +34,14 @@ impl Tid {
         self.0
     }
 
+    /// How much memory the kernel counts as locked by its process, bytes.
+    pub fn locked_memory(self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).ok()?;
+        let field = status.lines().find_map(|line| line.strip_prefix("VmLck:"))?;
+        let kilobytes: u64 = field.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        kilobytes.checked_mul(1024)
+    }
+
     /// Whether SIGKILL is pending for it, as when its process was killed or is in execve.
     pub fn is_killed(self) -> bool {
         const SIGKILL: u64 = 1 << (9 - 1);
@@ -41,6 +51,13 @@ impl Tid {
             u64::from_str_radix(line.trim(), 16).ok()
         });
         pending.fold(0, |all, set| all | set) & SIGKILL != 0
+    }
+
+    /// Kills its process. Only for one that is traced by us: its id cannot be another's.
+    pub fn kill(self) {
+        if let Some(pid) = Pid::from_raw(self.0.cast_signed()) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
     }
 
     fn nix(self) -> NixPid {

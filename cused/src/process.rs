@@ -32,6 +32,8 @@ pub struct Process {
     serial: u64,
     pidfd: OwnedFd,
     locked: AtomicU64,
+    /// What the kernel charges it for led calls: once for each container, where we charge once.
+    by_kernel: AtomicU64,
 }
 
 impl Process {
@@ -117,6 +119,24 @@ impl Process {
         ))
     }
 
+    /// The kernel has charged it itself, for a call that it was led through.
+    pub fn kernel_charges(&self, bytes: u64) {
+        self.by_kernel.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The kernel has taken that back.
+    pub fn kernel_uncharges(&self, bytes: u64) {
+        self.by_kernel.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether all that it has locked, through the node or by other means (mlock, VFIO of its own), is
+    /// within its limit, each page counted once. `tid` is one of its threads, blocked in a call.
+    pub fn is_within_limit(&self, tid: Tid) -> bool {
+        let Some(locked) = tid.locked_memory() else { return false };
+        let otherwise = locked.saturating_sub(self.by_kernel.load(Ordering::Relaxed));
+        otherwise.saturating_add(self.locked()) <= self.soft_limit()
+    }
+
     /// Takes back a charge.
     pub fn uncharge(&self, bytes: u64) {
         self.locked.fetch_sub(bytes, Ordering::Relaxed);
@@ -186,7 +206,13 @@ impl Processes {
             Failure::new(error, format!("the calling process cannot be found: {error}"))
         })?;
         let serial = self.last_serial.fetch_add(1, Ordering::Relaxed) + 1;
-        let process = Arc::new(Process { tgid, serial, pidfd, locked: AtomicU64::new(0) });
+        let process = Arc::new(Process {
+            tgid,
+            serial,
+            pidfd,
+            locked: AtomicU64::new(0),
+            by_kernel: AtomicU64::new(0),
+        });
         if by_id.len() >= THREADS_KEPT {
             by_id.retain(|_, process| process.strong_count() > 0);
         }

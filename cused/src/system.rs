@@ -27,6 +27,17 @@ pub fn memlock_limit(tgid: u32) -> Result<u64, Errno> {
     }
 }
 
+/// Lets a process lock any amount of memory.
+pub fn lift_memlock_limit(tid: Tid) -> Result<(), Errno> {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the limit is read from a variable that lives through the call.
+    let result = unsafe {
+        let pid = tid.get().cast_signed();
+        libc::prlimit(pid, libc::RLIMIT_MEMLOCK, &raw const limit, ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
 fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

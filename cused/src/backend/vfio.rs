@@ -8,6 +8,7 @@ mod ioctl;
 
 pub use ioctl::Region;
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
 use std::io;
@@ -24,6 +25,7 @@ use super::Effort;
 use crate::failure::Failure;
 use crate::in_context::Led;
 use crate::memory::{self, Backing, Foreign, Reach};
+use crate::process::Process;
 
 const CONTAINER_NODE: &str = "/dev/vfio/vfio";
 /// The most that is pinned in one go, bytes: between these steps progress is shown and a killed
@@ -164,6 +166,8 @@ impl Drop for Membership {
 pub struct Container {
     membership: Membership,
     geometry: Geometry,
+    /// What was mapped by led callers, by IOVA: its length, and whom the kernel charges for it.
+    led: BTreeMap<u64, (u64, Arc<Process>)>,
 }
 
 impl Container {
@@ -181,7 +185,7 @@ impl Container {
         })?;
         let membership = Membership::new(fd, group)?;
         let geometry = enable(&membership.container, membership.group.number)?;
-        Ok(Self { membership, geometry })
+        Ok(Self { membership, geometry, led: BTreeMap::new() })
     }
 
     /// What the container can hold.
@@ -246,22 +250,32 @@ impl Container {
         if result.is_err() && touched > 0 {
             // What was mapped a moment ago can be unmapped; if not, the release of the container
             // will.
-            let _ = ioctl::unmap_dma(&self.membership.container, iova, touched);
+            let _ = self.unmap(iova, touched);
         }
         result
     }
 
     fn lead_map(
-        &self,
+        &mut self,
         iova: u64,
         memory: &Foreign<'_>,
         prot: Prot,
         effort: &mut Effort<'_, '_>,
     ) -> Result<Result<(), Errno>, Failure> {
         let map = ioctl::DmaMap::new(iova, memory.vaddr, memory.len, prot);
-        let led = effort.lead(memory.process())?;
+        let process = memory.process();
+        let led = effort.lead(process)?;
         let container = self.membership.container.as_fd();
-        Ok(led.ioctl(container, ioctl::IOMMU_MAP_DMA, map.as_bytes())?.map(drop))
+        let mut mapped = led.ioctl(container, ioctl::IOMMU_MAP_DMA, map.as_bytes())?;
+        if mapped == Err(Errno::NOMEM) && process.is_within_limit(led.tid()) {
+            // The kernel charges the program for each container, and we charge it once.
+            mapped = led.ioctl_beside(container, ioctl::IOMMU_MAP_DMA, map.as_bytes())?;
+        }
+        if mapped.is_ok() {
+            process.kernel_charges(memory.len);
+            self.led.insert(iova, (memory.len, Arc::clone(process)));
+        }
+        Ok(mapped.map(drop))
     }
 
     /// Has one page at `vaddr` of a led caller put into its page table by mapping it at `iova`, where
@@ -285,8 +299,12 @@ impl Container {
     /// EIO when the kernel refuses.
     pub fn unmap(&mut self, iova: u64, size: u64) -> Result<(), Failure> {
         ioctl::unmap_dma(&self.membership.container, iova, size)
-            .map(drop)
-            .map_err(|error| unexpected("VFIO_IOMMU_UNMAP_DMA", error))
+            .map_err(|error| unexpected("VFIO_IOMMU_UNMAP_DMA", error))?;
+        let last = iova + (size - 1);
+        while let Some((&start, _)) = self.led.range(iova..=last).next() {
+            self.kernel_uncharges(start);
+        }
+        Ok(())
     }
 
     /// See [`Table::clear`](super::Table::clear).
@@ -295,7 +313,26 @@ impl Container {
     /// EIO when the kernel refuses.
     pub fn clear(&mut self) -> Result<(), Failure> {
         ioctl::unmap_all(&self.membership.container)
-            .map_err(|error| unexpected("VFIO_IOMMU_UNMAP_DMA (all)", error))
+            .map_err(|error| unexpected("VFIO_IOMMU_UNMAP_DMA (all)", error))?;
+        while let Some((&start, _)) = self.led.first_key_value() {
+            self.kernel_uncharges(start);
+        }
+        Ok(())
+    }
+
+    fn kernel_uncharges(&mut self, start: u64) {
+        if let Some((len, process)) = self.led.remove(&start) {
+            process.kernel_uncharges(len);
+        }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // The kernel unmaps everything with the membership.
+        for (len, process) in self.led.values() {
+            process.kernel_uncharges(*len);
+        }
     }
 }
 
@@ -366,8 +403,8 @@ fn refuse_map(iova: u64, size: u64, error: Errno) -> Failure {
             Errno::NOMEM,
             format!(
                 "the kernel refuses to pin the memory for {range}: there is too little of it, or it is over \
-                 a limit of locked memory (ulimit -l). Private memory the kernel charges to the \
-                 program itself, once for each device group; other memory to the daemon"
+                 a limit of locked memory (ulimit -l). Private memory is charged to the program itself, \
+                 beside what it locks by other means; other memory to the daemon"
             ),
         ),
         Errno::NOSPC => Failure::new(

@@ -29,6 +29,11 @@
 //! a child that another thread forks in this moment has one. So a container never serves two
 //! programs that do not trust each other, and everything in it is unmapped when its open ends.
 //!
+//! The kernel charges the caller's RLIMIT_MEMLOCK once for each container. Where the daemon's own
+//! count, once for all of them, is within the limit and the kernel's is not, the call is made by a
+//! passing child of the caller that shares its memory and has no limit ([`Led::ioctl_beside`]): the
+//! limit of the program itself must not be raised, as its other threads would have the use of that.
+//!
 //! # Why the descriptor is given for each call
 //!
 //! A small map is dominated by the stops of the caller. Three ways were measured
@@ -69,6 +74,7 @@ pub use self::scratch::Scratches;
 use self::scratch::{PAGE, SLOT, Slot};
 use crate::caller::Tid;
 use crate::failure::Failure;
+use crate::system;
 
 /// Why a led call has no result.
 #[derive(Debug)]
@@ -112,7 +118,7 @@ impl Seized {
         match self.tracee.wait() {
             Event::Gone => {}
             Event::Signal(signal) => drop(self.tracee.detach(signal)),
-            Event::Trap | Event::GroupStop | Event::Syscall => drop(self.tracee.detach(0)),
+            _ => drop(self.tracee.detach(0)),
         }
     }
 
@@ -127,7 +133,7 @@ impl Seized {
             match tracee.wait() {
                 Event::Trap | Event::GroupStop => break,
                 Event::Gone => return Err(Broken::Gone),
-                Event::Syscall => tracee.cont(0).or_else(|_| dead(&tracee))?,
+                Event::Syscall | Event::Clone => tracee.cont(0).or_else(|_| dead(&tracee))?,
                 Event::Signal(signal) => tracee.cont(signal).or_else(|_| dead(&tracee))?,
             }
         }
@@ -241,6 +247,65 @@ impl Led<'_> {
         let theirs = self.give(fd)?;
         let address = self.argument(argument)?;
         self.call(Native::CALLS.ioctl, [theirs as u64, command.into(), address, 0, 0, 0])
+    }
+
+    /// As [`ioctl`](Self::ioctl), by a passing child of the caller that shares its memory and
+    /// descriptors, and has no limit of locked memory. For memory that is locked already, which
+    /// the kernel would count once more: the limit of the program itself is not touched, so
+    /// that no other thread of it can lock more meanwhile.
+    pub fn ioctl_beside(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        command: u32,
+        argument: &[u8],
+    ) -> Result<Result<i64, Errno>, Broken> {
+        let theirs = self.give(fd)?;
+        let address = self.argument(argument)?;
+        let call = [theirs as u64, command.into(), address, 0, 0, 0];
+        let (child, number) = match self.fork()? {
+            Ok(made) => made,
+            Err(error) => return Ok(Err(error)),
+        };
+        let result = Self::call_in(&child, Native::CALLS.ioctl, call);
+        child.tid().kill();
+        gone(&child);
+        // Nothing but this takes it off the caller's list of children: it tells nobody of its end.
+        let wait = [number, 0, libc::__WALL as u64, 0, 0, 0];
+        let _ = self.call(Native::CALLS.wait4, wait)?;
+        match result {
+            Ok(Some(result)) => Ok(as_result(result)),
+            // Killed by somebody else, or not given the limit.
+            Ok(None) | Err(_) => Ok(Err(Errno::NOMEM)),
+        }
+    }
+
+    /// Makes the passing child, stopped; gives also its process id as the caller sees it.
+    fn fork(&mut self) -> Result<Result<(Tracee, u64), Errno>, Broken> {
+        let flags = (libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES) as u64;
+        let prepared = self.own().and_then(|()| self.tracee.trace_children());
+        prepared.map_err(|_| gone(&self.tracee))?;
+        let mut child = None;
+        let call = self.registers.calling(Native::CALLS.clone, [flags, 0, 0, 0, 0, 0]);
+        let made = make(&self.tracee, &call, || child = self.tracee.child().ok());
+        let number = match made {
+            Ok(Some(number)) => as_result(number),
+            Ok(None) => return Err(Broken::Gone),
+            Err(_) => return Err(gone(&self.tracee)),
+        };
+        Ok(match (number, child) {
+            (Ok(number), Some(child)) => Ok((child, number.cast_unsigned())),
+            (Err(error), _) => Err(error),
+            (Ok(_), None) => Err(Errno::AGAIN),
+        })
+    }
+
+    /// None: it died in the call. An error: it could not be commanded.
+    fn call_in(child: &Tracee, number: u64, arguments: [u64; 6]) -> Result<Option<i64>, Errno> {
+        if child.wait() == Event::Gone {
+            return Ok(None);
+        }
+        system::lift_memlock_limit(child.tid())?;
+        make(child, &child.registers()?.calling(number, arguments), || {})
     }
 
     /// Has the caller pin `size` bytes at `vaddr` of its memory, as
@@ -398,40 +463,59 @@ impl Led<'_> {
 
     /// Has the caller make one system call. The inner result is the kernel's.
     fn call(&mut self, number: u64, arguments: [u64; 6]) -> Result<Result<i64, Errno>, Broken> {
-        let made = self.make(number, arguments);
-        let result = match made {
-            Ok(Some(result)) => result,
-            Ok(None) => return Err(Broken::Gone),
-            Err(_) => return Err(gone(&self.tracee)),
-        };
-        Ok(match i32::try_from(result) {
-            Ok(error @ -4095..=-1) => Err(Errno::from_raw_os_error(-error)),
-            _ => Ok(result),
-        })
+        let call = self.registers.calling(number, arguments);
+        match self.own().and_then(|()| make(&self.tracee, &call, || {})) {
+            Ok(Some(result)) => Ok(as_result(result)),
+            Ok(None) => Err(Broken::Gone),
+            Err(_) => Err(gone(&self.tracee)),
+        }
     }
 
-    /// None: the caller died in it. An error: it was dead already.
-    fn make(&mut self, number: u64, arguments: [u64; 6]) -> Result<Option<i64>, Errno> {
+    /// Takes over its registers and signals, if that is not done yet.
+    fn own(&mut self) -> Result<(), Errno> {
         if !self.is_ours {
             self.tracee.tie()?;
             self.tracee.set_signal_mask(u64::MAX)?;
             self.is_ours = true;
         }
-        self.tracee.set_registers(&self.registers.calling(number, arguments))?;
-        for _ in ["enters", "leaves"] {
-            let mut signal = 0;
-            loop {
-                self.tracee.run(signal)?;
-                signal = match self.tracee.wait() {
-                    Event::Syscall => break,
-                    Event::Trap | Event::GroupStop => 0,
-                    // SIGSTOP, which cannot be blocked.
-                    Event::Signal(signal) => signal,
-                    Event::Gone => return Ok(None),
-                };
-            }
+        Ok(())
+    }
+}
+
+/// Has a stopped thread make the system call that `call` is about to make; says what it returned. If
+/// the thread makes a child, `made_child` is called while it tells of that.
+///
+/// None: it died in the call. An error: it was dead already.
+fn make(
+    tracee: &Tracee,
+    call: &Native,
+    mut made_child: impl FnMut(),
+) -> Result<Option<i64>, Errno> {
+    tracee.set_registers(call)?;
+    for _ in ["enters", "leaves"] {
+        let mut signal = 0;
+        loop {
+            tracee.run(signal)?;
+            signal = match tracee.wait() {
+                Event::Syscall => break,
+                Event::Trap | Event::GroupStop => 0,
+                Event::Clone => {
+                    made_child();
+                    0
+                }
+                // SIGSTOP, which cannot be blocked.
+                Event::Signal(signal) => signal,
+                Event::Gone => return Ok(None),
+            };
         }
-        self.tracee.registers().map(|registers| Some(registers.result()))
+    }
+    tracee.registers().map(|registers| Some(registers.result()))
+}
+
+fn as_result(returned: i64) -> Result<i64, Errno> {
+    match i32::try_from(returned) {
+        Ok(error @ -4095..=-1) => Err(Errno::from_raw_os_error(-error)),
+        _ => Ok(returned),
     }
 }
 

@@ -28,6 +28,8 @@ pub(super) struct Tracee {
 pub(super) enum Event {
     /// It stopped, as PTRACE_INTERRUPT asks it to, or for SIGCONT.
     Trap,
+    /// It has made a child, which is traced too.
+    Clone,
     /// It takes part in a stop of its whole process, by SIGSTOP or the like.
     GroupStop,
     /// It stopped on entering or leaving a system call.
@@ -69,6 +71,27 @@ impl Tracee {
         let options = self.options | libc::PTRACE_O_EXITKILL;
         // SAFETY: PTRACE_SETOPTIONS takes options by value.
         unsafe { self.command(libc::PTRACE_SETOPTIONS, 0, options as usize) }
+    }
+
+    /// From now on has the children that it makes traced too, and tells of them.
+    pub(super) fn trace_children(&self) -> Result<(), Errno> {
+        let options = self.options | libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACECLONE;
+        // SAFETY: PTRACE_SETOPTIONS takes options by value.
+        unsafe { self.command(libc::PTRACE_SETOPTIONS, 0, options as usize) }
+    }
+
+    /// The child that it has told of.
+    pub(super) fn child(&self) -> Result<Self, Errno> {
+        let mut child: std::ffi::c_ulong = 0;
+        // SAFETY: the kernel writes one unsigned long to `child`.
+        unsafe { self.command(libc::PTRACE_GETEVENTMSG, 0, (&raw mut child).addr_of()) }?;
+        let tid = u32::try_from(child).ok().and_then(Tid::new).ok_or(Errno::SRCH)?;
+        Ok(Self { tid, options: self.options, bound: PhantomData })
+    }
+
+    /// The thread.
+    pub(super) fn tid(&self) -> Tid {
+        self.tid
     }
 
     /// Lets it run to where it next enters or leaves a system call, with `signal` delivered, if
@@ -197,6 +220,7 @@ fn decode(status: c_int) -> Event {
     match status >> 16 {
         libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Event::Trap,
         libc::PTRACE_EVENT_STOP => Event::GroupStop,
+        libc::PTRACE_EVENT_CLONE => Event::Clone,
         _ if signal == libc::SIGTRAP | 0x80 => Event::Syscall,
         _ => Event::Signal(signal),
     }
@@ -215,6 +239,7 @@ mod tests {
         let stopped = |signal: c_int, event: c_int| event << 16 | signal << 8 | 0x7f;
         assert_eq!(decode(stopped(libc::SIGTRAP, libc::PTRACE_EVENT_STOP)), Event::Trap);
         assert_eq!(decode(stopped(libc::SIGSTOP, libc::PTRACE_EVENT_STOP)), Event::GroupStop);
+        assert_eq!(decode(stopped(libc::SIGTRAP, libc::PTRACE_EVENT_CLONE)), Event::Clone);
         assert_eq!(decode(stopped(libc::SIGTRAP | 0x80, 0)), Event::Syscall);
         assert_eq!(decode(stopped(libc::SIGSTOP, 0)), Event::Signal(libc::SIGSTOP));
         assert_eq!(decode(stopped(40, 0)), Event::Signal(40));

@@ -16,6 +16,8 @@ pub(super) struct Calls {
     pub(super) ioctl: u64,
     pub(super) close: u64,
     pub(super) close_range: u64,
+    pub(super) clone: u64,
+    pub(super) wait4: u64,
     pub(super) io_uring_setup: u64,
     pub(super) io_uring_register: u64,
 }
@@ -86,6 +88,8 @@ impl Registers for X86 {
         ioctl: 16,
         close: 3,
         close_range: 436,
+        clone: 56,
+        wait4: 61,
         io_uring_setup: 425,
         io_uring_register: 427,
     };
@@ -149,6 +153,8 @@ impl Registers for Arm64 {
         ioctl: 29,
         close: 57,
         close_range: 436,
+        clone: 220,
+        wait4: 260,
         io_uring_setup: 425,
         io_uring_register: 427,
     };
@@ -282,6 +288,8 @@ mod tests {
             ioctl: libc::SYS_ioctl as u64,
             close: libc::SYS_close as u64,
             close_range: libc::SYS_close_range as u64,
+            clone: libc::SYS_clone as u64,
+            wait4: libc::SYS_wait4 as u64,
             io_uring_setup: libc::SYS_io_uring_setup as u64,
             io_uring_register: libc::SYS_io_uring_register as u64,
         };
