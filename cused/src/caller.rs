@@ -17,6 +17,7 @@ use rustix::process::{
 };
 
 use crate::failure::Failure;
+use crate::system;
 
 /// The thread id of a caller, as seen in the daemon's pid namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,23 +90,25 @@ impl Tid {
     /// rights with which the caller, or who gave it to the caller, opened it.
     pub fn descriptor(self, fd: RawFd) -> Result<OwnedFd, Failure> {
         check_number(fd)?;
-        take(&self.pidfd()?, fd)
+        if let Some(thread) = self.pidfd_of_thread() {
+            return take(&thread, fd);
+        }
+        let process = self.process()?;
+        let taken = take(&pidfd_of(process)?, fd);
+        // Asked afterwards: tables that are one now have always been.
+        match system::share_descriptors(process, self) {
+            true => taken,
+            false => Err(Failure::unsupported(
+                "the calling thread has descriptors of its own (unshare, clone), which only Linux 6.9 \
+                 and later let the daemon reach: call from the program's first thread",
+            )),
+        }
     }
 
-    /// The process of the caller. From Linux 6.9 on the thread itself, whose descriptor table
-    /// may be its own.
-    fn pidfd(self) -> Result<OwnedFd, Failure> {
-        let gone =
-            |error: Errno| Failure::new(error, format!("the caller cannot be found: {error}"));
-        let open = |id: u32, flags| match Pid::from_raw(id.cast_signed()) {
-            Some(pid) => pidfd_open(pid, flags).map_err(gone),
-            None => Err(gone(Errno::SRCH)),
-        };
+    /// The thread itself, whose descriptor table may be its own: from Linux 6.9 on.
+    fn pidfd_of_thread(self) -> Option<OwnedFd> {
         const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
-        match open(self.0, PIDFD_THREAD) {
-            Ok(fd) => Ok(fd),
-            Err(_) => open(self.process()?, PidfdFlags::empty()),
-        }
+        pidfd_open(Pid::from_raw(self.0.cast_signed())?, PIDFD_THREAD).ok()
     }
 
     /// The process id (thread group) of the caller.
@@ -115,6 +118,12 @@ impl Tid {
             || Failure::new(Errno::SRCH, "the calling process cannot be found in /proc"),
         )
     }
+}
+
+fn pidfd_of(process: u32) -> Result<OwnedFd, Failure> {
+    let pid = Pid::from_raw(process.cast_signed()).ok_or(Errno::SRCH);
+    pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
+        .map_err(|error| Failure::new(error, format!("the caller cannot be found: {error}")))
 }
 
 /// A duplicate of descriptor `fd` of the process behind `pidfd`.

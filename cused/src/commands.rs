@@ -205,6 +205,7 @@ impl<'a> Command<'a, '_, '_> {
             self.check_interrupt()?;
         }
         self.map_source(&turn, tid, &process, ioasid, request, source)?;
+        turn.finished();
         if !self.leader.conclude(0) {
             // Nobody will ever know of this mapping.
             let unmap = Unmap::Range { iova: map.iova, size: map.size };
@@ -254,7 +255,7 @@ impl<'a> Command<'a, '_, '_> {
                 let leader = &mut *self.leader;
                 // Why the caller cannot be led is not always a refusal.
                 let mut stopped = None;
-                let mut populate = |vaddr| {
+                let mut locate = |vaddr| {
                     turn.leads(process);
                     if let Err(stop) = leader.begin(tid, process) {
                         let why = Failure::interrupted();
@@ -262,9 +263,9 @@ impl<'a> Command<'a, '_, '_> {
                         return Err(why);
                     }
                     let led = leader.led().map(|(led, _)| led);
-                    populate(&tables, map.iova, vaddr, led)
+                    locate(&tables, map.iova, vaddr, led)
                 };
-                match (resolver.memory(map.vaddr, map.size, &mut populate), stopped) {
+                match (resolver.memory(map.vaddr, map.size, &mut locate), stopped) {
                     (_, Some(stop)) => return Err(stop),
                     (backing, None) => (Arc::new(backing?), 0),
                 }
@@ -649,20 +650,23 @@ struct MapSource {
     file: Option<FileId>,
 }
 
-/// Has a page of registers at `vaddr` of a led caller put into its page table.
-fn populate(
+/// The physical address of registers at `vaddr` of a led caller.
+fn locate(
     tables: &[SharedTable],
     iova: u64,
     vaddr: u64,
     led: Option<&mut Led<'_>>,
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
     let led = led.ok_or_else(Failure::interrupted)?;
     for table in tables {
         if let Table::Vfio(container) = &mut *table.lock() {
-            return container.populate(iova, vaddr, led);
+            return container.locate(iova, vaddr, led);
         }
     }
-    Err(Failure::unsupported("simulated devices cannot reach the registers of real ones"))
+    Err(Failure::unsupported(
+        "registers of a device can be mapped only where a real device is attached: simulated ones \
+         cannot reach them",
+    ))
 }
 
 /// Registered memory.
@@ -680,9 +684,9 @@ impl Command<'_, '_, '_> {
         drop(state);
         let rights = Rights::ReadWrite;
         let resolver = Resolver { tid, process: &process, rights, devices: &[] };
-        let mut populate =
+        let mut locate =
             |_| Err(Failure::unsupported("the registers of a device cannot be registered"));
-        let mut backing = resolver.memory(vaddr, size, &mut populate)?;
+        let mut backing = resolver.memory(vaddr, size, &mut locate)?;
         backing.check_pinnable()?;
         if backing.programs().next().is_some() {
             turn.leads(&process);

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ioasid::{
     Contents, Entry, ExecuteError, GroupId, Ioasid, Limits, MemoryId, Outcome, Owner, Plan, Range,
@@ -50,7 +50,8 @@ pub enum Claim {
 /// How long a command waits for its turn before it looks whether it still should.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a program that has closed the node may keep a call of its own from ending, before it
-/// is killed: its thread is led through a call that pins memory which never comes.
+/// is killed: its thread is led through a call that pins memory which never comes. (VFIO itself
+/// does not wait for userfaultfd; io_uring does on 6.12.)
 const CLOSED_GRACE: Duration = Duration::from_secs(10);
 
 impl Context {
@@ -94,13 +95,16 @@ impl Context {
     /// runs. That can only be one whose caller is being led, and has its answer already.
     pub fn release(self: &Arc<Self>) {
         let mut state = self.state.lock();
-        state.is_released = true;
+        // Most often the caller has just been let go, and only the turn is not yet given back.
+        let give_up = Instant::now() + LOOK;
+        while !state.turns.is_empty() && !self.freed.wait_until(&mut state, give_up).timed_out() {}
         if state.turns.is_empty() {
             let garbage = state.release();
             drop(state);
             drop(garbage);
             return;
         }
+        state.is_released = true;
         drop(state);
         let context = Arc::downgrade(self);
         let end = move || {
@@ -149,6 +153,11 @@ impl Turn<'_> {
     /// Where the progress of the command is told.
     pub fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// The work is done: from now on none is told of.
+    pub fn finished(&self) {
+        self.progress.begin(0);
     }
 
     /// Notes whose thread is being led.

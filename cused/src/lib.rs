@@ -5,7 +5,7 @@
 //! engine (`ioasid`) for a plan; a [`backend`] carries it out, on callers' [`memory`].
 //!
 //! `unsafe` lives in `memory::window` (mmap), `memory::pin` (io_uring), `in_context::ptrace`,
-//! `backend::vfio::ioctl` and `system` alone.
+//! `backend::vfio::{ioctl, trace}` and `system` alone.
 #![deny(unsafe_code)]
 
 pub mod argument;

@@ -14,6 +14,15 @@ pub fn is_thread_of(tgid: u32, tid: Tid) -> bool {
     result == 0 || last_error() == Errno::PERM
 }
 
+/// Whether thread `tid` of process `tgid` has the same table of descriptors as the first thread. False
+/// also where the kernel does not say (CONFIG_KCMP), unless it is the first.
+pub fn share_descriptors(tgid: u32, tid: Tid) -> bool {
+    const KCMP_FILES: libc::c_int = 2;
+    // SAFETY: kcmp compares, and touches no memory of ours.
+    let same = || unsafe { libc::syscall(libc::SYS_kcmp, tgid, tid.get(), KCMP_FILES, 0, 0) == 0 };
+    tgid == tid.get() || same()
+}
+
 /// The soft limit of a process for locked memory; `u64::MAX` for none.
 pub fn memlock_limit(tgid: u32) -> Result<u64, Errno> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

@@ -35,6 +35,8 @@ fn an_ordinary_user_needs_no_privilege() {
     daemon.run("first-light-sim", &["sim1"]);
     daemon.run("many-clients", &["8", "sim0", "sim1"]);
     memory_kinds(&daemon);
+    daemon.run("moving", &["sim0", "sim1"]);
+    daemon.run("registered", &["sim0", "--unprivileged"]);
     assert!(daemon.stop().success());
 }
 
@@ -53,7 +55,7 @@ fn memory_kinds(daemon: &Daemon) {
 }
 
 #[test]
-fn memory_of_every_shared_kind_is_reached_and_no_other() {
+fn memory_of_every_kind_is_reached() {
     let daemon = daemon!(Rights::Own);
     memory_kinds(&daemon);
 }
@@ -65,9 +67,28 @@ fn two_programs_are_strangers() {
 }
 
 #[test]
+fn devices_move_with_every_kind_of_memory() {
+    let daemon = daemon!(Rights::Own);
+    daemon.run("moving", &["sim0", "sim1"]);
+}
+
+#[test]
+fn registered_memory_is_pinned_until_it_is_unregistered() {
+    let daemon = daemon!(Rights::Own);
+    let unprivileged: &[&str] = if daemon.is_unprivileged() { &["--unprivileged"] } else { &[] };
+    daemon.run("registered", &[&["sim0"], unprivileged].concat());
+}
+
+#[test]
+fn locked_memory_is_limited_and_given_back() {
+    let daemon = daemon!(Rights::Own);
+    daemon.run("locked-limit", &["sim0", "sim1"]);
+}
+
+#[test]
 fn a_read_only_file_is_never_written() {
     let daemon = daemon!(Rights::Own);
-    daemon.run("attacker", &["--simulated", "sim0", "2000"]);
+    daemon.run("attacker", &["--simulated", "sim0", "10000"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! then the program's to open and to use, without the daemon.
 
 mod ioctl;
+mod trace;
 
 pub use ioctl::Region;
 
@@ -265,6 +266,15 @@ impl Container {
         let map = ioctl::DmaMap::new(iova, memory.vaddr, memory.len, prot);
         let process = memory.process();
         let led = effort.lead(process)?;
+        // Kernels before 6.2 pin what is there to be read; if that is not the program's own page,
+        // the program gets another one when it writes, and devices go on reading the old.
+        if !prot.write
+            && memory.is_writable()
+            && let Err(error) = led.make_own(memory.vaddr, memory.len)?
+            && error != Errno::INVAL
+        {
+            return Ok(Err(error));
+        }
         let container = self.membership.container.as_fd();
         let mut mapped = led.ioctl(container, ioctl::IOMMU_MAP_DMA, map.as_bytes())?;
         if mapped == Err(Errno::NOMEM) && process.is_within_limit(led.tid()) {
@@ -278,19 +288,26 @@ impl Container {
         Ok(mapped.map(drop))
     }
 
-    /// Has one page at `vaddr` of a led caller put into its page table by mapping it at `iova`, where
-    /// nothing is, for a moment.
+    /// The physical address of a page of registers at `vaddr` of a led caller: it is mapped at
+    /// `iova`, where nothing is, for a moment.
     ///
     /// # Errors
-    /// EFAULT when there is no such page.
-    pub fn populate(&mut self, iova: u64, vaddr: u64, led: &mut Led<'_>) -> Result<(), Failure> {
+    /// EFAULT when there is no such page; EOPNOTSUPP where it cannot be found out.
+    pub fn locate(&mut self, iova: u64, vaddr: u64, led: &mut Led<'_>) -> Result<u64, Failure> {
         let page = self.geometry.pgsizes.smallest().unwrap_or(4096);
         let map = ioctl::DmaMap::new(iova, vaddr, page, Prot::READ);
         let container = self.membership.container.as_fd();
+        let trace = trace::MapTrace::new(led.tid())?;
         let mapped = led.ioctl(container, ioctl::IOMMU_MAP_DMA, map.as_bytes());
         // Also when the caller died: it may have mapped before.
         let _ = ioctl::unmap_dma(&self.membership.container, iova, page);
-        mapped?.map(drop).map_err(|error| refuse_map(iova, page, error))
+        mapped?.map_err(|error| refuse_map(iova, page, error))?;
+        trace.physical_address(iova).ok_or_else(|| {
+            Failure::new(
+                Errno::FAULT,
+                format!("the registers at {vaddr:#x} of the program cannot be found"),
+            )
+        })
     }
 
     /// See [`Table::unmap`](super::Table::unmap).
@@ -396,7 +413,7 @@ fn refuse_map(iova: u64, size: u64, error: Errno) -> Failure {
             Errno::FAULT,
             format!(
                 "the memory for {range} cannot be pinned: it was cut short or unmapped, or it is a file \
-                 that this kernel does not let devices write (files on disk, from Linux 6.8 on)"
+                 that this kernel does not let devices write (files on disk, from Linux 6.5 on)"
             ),
         ),
         Errno::NOMEM => Failure::new(

@@ -308,6 +308,14 @@ impl Led<'_> {
         make(child, &child.registers()?.calling(number, arguments), || {})
     }
 
+    /// Has the caller make `size` bytes at `vaddr` of its private memory its own: no page of it is
+    /// any more that of a file, of another process, or the one of zeroes that all share.
+    pub fn make_own(&mut self, vaddr: u64, size: u64) -> Result<Result<(), Errno>, Broken> {
+        let advice = libc::MADV_POPULATE_WRITE as u64;
+        let made = self.call(Native::CALLS.madvise, [vaddr, size, advice, 0, 0, 0])?;
+        Ok(made.map(drop))
+    }
+
     /// Has the caller pin `size` bytes at `vaddr` of its memory, as
     /// [`Pin`](crate::memory::Pin) does; gives the ring that holds them.
     pub fn pin(&mut self, vaddr: u64, size: u64) -> Result<Result<OwnedFd, Errno>, Broken> {
@@ -443,8 +451,14 @@ impl Led<'_> {
         let (first, second) = numbers.split_at(4);
         let number = |bytes: &[u8]| bytes.try_into().map_or(-1, i32::from_ne_bytes);
         let theirs = [number(first), number(second)];
-        let ours = self.tid.descriptor(theirs[0]).map_err(Broken::Failed)?;
-        Ok(Link { ours, theirs })
+        match self.tid.descriptor(theirs[0]) {
+            Ok(ours) => Ok(Link { ours, theirs }),
+            Err(failure) => {
+                // They are closed with the rest; no descriptor of ours belongs to them.
+                self.given.extend(theirs.map(|number| (-1, number)));
+                Err(Broken::Failed(failure))
+            }
+        }
     }
 
     /// Closes what the caller got, in one call where the numbers are neighbours: others in
@@ -538,9 +552,7 @@ fn send(socket: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
 
 /// The tracee has died: sees it off.
 fn gone(tracee: &Tracee) -> Broken {
-    while tracee.wait() != Event::Gone {
-        let _ = tracee.cont(0);
-    }
+    tracee.see_off();
     Broken::Gone
 }
 

@@ -4,6 +4,7 @@
 //! command it, so a [`Tracee`] cannot be sent to another.
 #![allow(unsafe_code)]
 
+use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr;
@@ -52,6 +53,8 @@ impl Tracee {
             // SAFETY: PTRACE_SEIZE takes options by value and touches no memory of ours.
             unsafe { tracee.command(libc::PTRACE_SEIZE, 0, options as usize) }.map(|()| tracee)
         };
+        // Of those who were traced before nobody will ask.
+        WAITED.with_borrow_mut(Vec::clear);
         let options = libc::PTRACE_O_TRACESYSGOOD;
         match seize(options | libc::PTRACE_O_SUSPEND_SECCOMP) {
             Ok(tracee) => Ok((tracee, true)),
@@ -107,10 +110,25 @@ impl Tracee {
         unsafe { self.command(libc::PTRACE_CONT, 0, signal as usize) }
     }
 
-    /// Ends tracing. It must be stopped.
+    /// Ends tracing. It must be stopped. One that was killed a moment before is seen off, since its
+    /// parent does not learn of its death before we do.
+    ///
+    /// # Errors
+    /// ESRCH when it is gone.
     pub(super) fn detach(self, signal: c_int) -> Result<(), Errno> {
         // SAFETY: PTRACE_DETACH takes the signal by value.
-        unsafe { self.command(libc::PTRACE_DETACH, 0, signal as usize) }
+        let detached = unsafe { self.command(libc::PTRACE_DETACH, 0, signal as usize) };
+        if detached.is_err() {
+            self.see_off();
+        }
+        detached
+    }
+
+    /// Waits until it is gone, which has been killed.
+    pub(super) fn see_off(&self) {
+        while self.wait() != Event::Gone {
+            let _ = self.cont(0);
+        }
     }
 
     /// Its registers. It must be stopped.
@@ -151,14 +169,28 @@ impl Tracee {
 
     /// Waits for what it does next.
     pub(super) fn wait(&self) -> Event {
+        // Not for its id: when another thread executes a program and takes that id over, whoever
+        // waits for the id is not woken (fs/exec.c, de_thread: __wake_up_parent comes after
+        // exchange_tids). This thread has no children; beside this one it may trace a passing child
+        // of it, whose turn comes when it is waited for.
+        let options = libc::__WALL | libc::__WNOTHREAD;
         let mut status = 0;
+        let put_aside = WAITED.with_borrow_mut(|waited| {
+            let place = waited.iter().position(|&(pid, _)| pid == self.pid())?;
+            Some(waited.remove(place).1)
+        });
+        if let Some(status) = put_aside {
+            return decode(status);
+        }
         loop {
             // SAFETY: the status is written to a variable that lives through the call.
-            let waited = unsafe { libc::waitpid(self.pid(), &raw mut status, libc::__WALL) };
+            let waited = unsafe { libc::waitpid(-1, &raw mut status, options) };
             if waited == self.pid() {
                 return decode(status);
             }
-            if last_error() != Errno::INTR {
+            if waited > 0 {
+                WAITED.with_borrow_mut(|others| others.push((waited, status)));
+            } else if last_error() != Errno::INTR {
                 // ECHILD: another thread of its process has called execve and taken its id.
                 return Event::Gone;
             }
@@ -190,6 +222,11 @@ impl Tracee {
         };
         if result < 0 { Err(last_error()) } else { Ok(()) }
     }
+}
+
+thread_local! {
+    /// What others than the one that was waited for did: process ids and statuses, in order.
+    static WAITED: RefCell<Vec<(libc::pid_t, c_int)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// ptrace's requests are of another integer type with each C library.

@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Calls {
     pub(super) mmap: u64,
+    pub(super) madvise: u64,
     pub(super) socketpair: u64,
     pub(super) recvmsg: u64,
     pub(super) ioctl: u64,
@@ -83,6 +84,7 @@ const X86_CS_64: u64 = 0x33;
 impl Registers for X86 {
     const CALLS: Calls = Calls {
         mmap: 9,
+        madvise: 28,
         socketpair: 53,
         recvmsg: 47,
         ioctl: 16,
@@ -148,6 +150,7 @@ const ARM64_PSTATE_32_BIT: u64 = 1 << 4;
 impl Registers for Arm64 {
     const CALLS: Calls = Calls {
         mmap: 222,
+        madvise: 233,
         socketpair: 199,
         recvmsg: 212,
         ioctl: 29,
@@ -283,6 +286,7 @@ mod tests {
         let calls = Native::CALLS;
         let libc = Calls {
             mmap: libc::SYS_mmap as u64,
+            madvise: libc::SYS_madvise as u64,
             socketpair: libc::SYS_socketpair as u64,
             recvmsg: libc::SYS_recvmsg as u64,
             ioctl: libc::SYS_ioctl as u64,

@@ -39,6 +39,7 @@ pub use pin::{PIN_MAX, Pin, available as can_pin, refuse as refuse_pin};
 pub use registers::BoundDevice;
 pub use window::{View, Window};
 
+use crate::failure::Failure;
 use crate::process::Process;
 
 /// What devices may do to memory.
@@ -111,6 +112,8 @@ struct ProgramPiece {
     vaddr: u64,
     /// Its length, bytes.
     len: u64,
+    /// The process may write it.
+    writable: bool,
     /// /proc/PID/mem, opened when a simulated device first needs it.
     memory: OnceLock<File>,
 }
@@ -171,6 +174,11 @@ impl Foreign<'_> {
     /// Whose memory it is.
     pub fn process(&self) -> &Arc<Process> {
         &self.piece.process
+    }
+
+    /// Whether the process may write it.
+    pub fn is_writable(&self) -> bool {
+        self.piece.writable
     }
 
     /// Copies from the start of the stretch.
@@ -307,11 +315,14 @@ impl Backing {
 
     /// Pins all of it, with `pin_there` for a program's own memory and with `go_on` asked between
     /// the steps. Files stay mapped from now on, so that mapping them for devices is quicker.
-    pub fn pin<E: From<Errno>>(
+    ///
+    /// # Errors
+    /// What the two say; of the daemon's own pinning, see [`refuse_pin`].
+    pub fn pin(
         &mut self,
-        mut pin_there: impl FnMut(u64, u64) -> Result<Pin, E>,
-        mut go_on: impl FnMut(u64) -> Result<(), E>,
-    ) -> Result<(), E> {
+        mut pin_there: impl FnMut(u64, u64) -> Result<Pin, Failure>,
+        mut go_on: impl FnMut(u64) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let mut done = 0;
         for piece in &mut self.pieces {
             let len = piece.len();
@@ -321,11 +332,13 @@ impl Backing {
                 let part = (len - from).min(PIN_MAX);
                 self.pins.push(match piece {
                     Piece::File(piece) => match &*piece.window.lock() {
-                        Some(window) => Pin::new(window.view(from, part).address(), part)?,
-                        None => return Err(Errno::FAULT.into()),
+                        Some(window) => {
+                            Pin::new(window.view(from, part).address(), part).map_err(refuse_pin)?
+                        }
+                        None => return Err(refuse_pin(Errno::FAULT)),
                     },
                     Piece::Program(piece) => pin_there(piece.vaddr + from, part)?,
-                    Piece::Registers(_) => return Err(Errno::OPNOTSUPP.into()),
+                    Piece::Registers(_) => return Err(refuse_pin(Errno::OPNOTSUPP)),
                 });
                 from += part;
                 done += part;

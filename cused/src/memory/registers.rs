@@ -6,14 +6,13 @@
 //! through the group that the program has bound, and maps the same BAR: for as long as that
 //! exists, the kernel leaves the device in the group and the group in its container.
 //!
-//! Which device it is, the program's list of mappings does not say: only which BAR
-//! (drivers/vfio/pci/vfio_pci_core.h: VFIO_PCI_OFFSET_SHIFT). The physical address behind the
-//! program's address does, compared with the BARs of the devices that are bound to the same open.
-//! Whatever a program does meanwhile, what is mapped is the BAR of a device that it has bound.
+//! Which device it is, the program's list of mappings does not say; nor does pagemap, which leaves
+//! such memory out (mm/pagewalk.c: VM_PFNMAP). The physical address behind the program's address
+//! does, compared with the BARs of the devices that are bound to the same open. Whatever a program
+//! does meanwhile, what is mapped is the BAR of a device that it has bound.
 
-use std::fs::{self, File};
+use std::fs;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -21,7 +20,6 @@ use rustix::io::Errno;
 use super::maps::Vma;
 use super::{RegistersPiece, Rights, Window};
 use crate::backend::vfio::Group;
-use crate::caller::Tid;
 use crate::failure::Failure;
 
 /// A device whose registers a program may map for others.
@@ -39,24 +37,24 @@ pub(super) fn are_at(vma: &Vma) -> bool {
     vma.path == b"anon_inode:[vfio-device]"
 }
 
-/// Of an offset in a device's descriptor: the lower bits are inside the BAR.
-const INDEX_SHIFT: u32 = 40;
+/// The number of BARs that a PCI device has.
+const BARS: u32 = 6;
 
-/// The registers that a part of a mapping shows. Its first page must be in the caller's page table.
+/// The registers that a part of a mapping shows, of which the first are at physical address
+/// `address`.
 pub(super) fn piece(
-    tid: Tid,
+    address: u64,
     vma: &Vma,
     Range { start, end }: Range<u64>,
     rights: Rights,
     devices: &[BoundDevice],
 ) -> Result<RegistersPiece, Failure> {
-    let offset = vma.offset + (start - vma.range.start);
-    let (bar, inside) = ((offset >> INDEX_SHIFT) as u32, offset & ((1 << INDEX_SHIFT) - 1));
-    let address = physical_address(tid, start)?;
-    let is_there = |device: &&BoundDevice| {
-        bar_of(&device.name, bar).is_some_and(|bar| bar.start.checked_add(inside) == Some(address))
-    };
-    let device = devices.iter().find(is_there).ok_or_else(|| {
+    let is_there = |name: &str, bar| bar_of(name, bar).filter(|range| range.contains(&address));
+    let bars = devices.iter().flat_map(|device| (0..BARS).map(move |bar| (device, bar)));
+    let mut found = bars.filter_map(|(device, bar)| {
+        Some((device, bar, address - is_there(&device.name, bar)?.start))
+    });
+    let (device, bar, inside) = found.next().ok_or_else(|| {
         Failure::unsupported(format!(
             "the {} shows registers of a device that is not bound to this open of the node: bind \
              it first, so that it cannot be given away while others reach it",
@@ -78,24 +76,6 @@ pub(super) fn piece(
         )
     })?;
     Ok(RegistersPiece { _device: fd, window })
-}
-
-/// What is behind an address of the caller.
-fn physical_address(tid: Tid, vaddr: u64) -> Result<u64, Failure> {
-    const PRESENT: u64 = 1 << 63;
-    const FRAME: u64 = (1 << 55) - 1;
-    let page = rustix::param::page_size() as u64;
-    let mut entry = [0; 8];
-    let read = File::open(format!("/proc/{}/pagemap", tid.get()))
-        .and_then(|pagemap| pagemap.read_exact_at(&mut entry, vaddr / page * 8));
-    let entry = u64::from_ne_bytes(entry);
-    match (read, entry & FRAME) {
-        (Ok(()), frame @ 1..) if entry & PRESENT != 0 => Ok(frame * page + vaddr % page),
-        _ => Err(Failure::new(
-            Errno::FAULT,
-            format!("the registers at {vaddr:#x} of the program cannot be found"),
-        )),
-    }
 }
 
 /// The physical addresses of a BAR of a PCI device.
@@ -123,19 +103,5 @@ mod tests {
         let none = "0x0000000000000000 0x0000000000000000 0x0000000000000000";
         assert_eq!(parse_resource(none), None);
         assert_eq!(parse_resource("x"), None);
-    }
-
-    #[test]
-    fn the_physical_address_of_a_page_that_is_there() {
-        let tid = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
-        let tid = Tid::new(tid).expect("a thread");
-        let here = [1_u8; 8192];
-        let vaddr = here.as_ptr().addr() as u64 + 4096;
-        // Ordinary users are told 0 in place of the frame.
-        if rustix::process::geteuid().is_root() {
-            let address = physical_address(tid, vaddr).expect("present");
-            assert_eq!(address % 4096, vaddr % 4096);
-        }
-        assert!(physical_address(tid, 0).is_err());
     }
 }

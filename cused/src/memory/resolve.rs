@@ -14,9 +14,8 @@ use crate::caller::Tid;
 use crate::failure::Failure;
 use crate::process::Process;
 
-/// Has the page of registers at an address of the caller be put into the caller's page table,
-/// without touching the registers.
-pub type Populate<'a> = dyn FnMut(u64) -> Result<(), Failure> + 'a;
+/// Finds the physical address of registers at an address of the caller, without touching them.
+pub type Locate<'a> = dyn FnMut(u64) -> Result<u64, Failure> + 'a;
 
 /// What a program may name, and how.
 pub struct Resolver<'a> {
@@ -41,7 +40,7 @@ impl Resolver<'_> {
         &self,
         vaddr: u64,
         size: u64,
-        populate: &mut Populate<'_>,
+        locate: &mut Locate<'_>,
     ) -> Result<Backing, Failure> {
         let end = vaddr.checked_add(size).ok_or_else(|| unmapped(u64::MAX))?;
         let range = vaddr..end;
@@ -58,7 +57,7 @@ impl Resolver<'_> {
         let mut pieces = Vec::new();
         for (vma, way) in vmas.iter().zip(ways) {
             let part = vma.range.start.max(range.start)..vma.range.end.min(range.end);
-            self.piece(&mut pieces, vma, part, way, populate)?;
+            self.piece(&mut pieces, vma, part, way, locate)?;
         }
         Ok(Backing { pieces, rights: self.rights, pins: Vec::new() })
     }
@@ -78,7 +77,7 @@ impl Resolver<'_> {
         vma: &Vma,
         part: Range<u64>,
         way: Way,
-        populate: &mut Populate<'_>,
+        locate: &mut Locate<'_>,
     ) -> Result<(), Failure> {
         let piece = match way {
             Way::Mirror(named) => {
@@ -86,18 +85,26 @@ impl Resolver<'_> {
                 Piece::File(mirror::piece(vma, part, self.rights, file)?)
             }
             Way::Registers => {
-                populate(part.start)?;
-                Piece::Registers(registers::piece(self.tid, vma, part, self.rights, self.devices)?)
+                let address = locate(part.start)?;
+                Piece::Registers(registers::piece(address, vma, part, self.rights, self.devices)?)
             }
             Way::Lead => {
                 // The heap, or a stack with its guard taken away, is several neighbours in the list.
-                if let Some(Piece::Program(before)) = pieces.last_mut() {
+                if let Some(Piece::Program(before)) = pieces.last_mut()
+                    && before.writable == vma.writable
+                {
                     before.len += part.end - part.start;
                     return Ok(());
                 }
                 let (vaddr, len) = (part.start, part.end - part.start);
                 let process = Arc::clone(self.process);
-                Piece::Program(ProgramPiece { process, vaddr, len, memory: OnceLock::new() })
+                Piece::Program(ProgramPiece {
+                    process,
+                    vaddr,
+                    len,
+                    writable: vma.writable,
+                    memory: OnceLock::new(),
+                })
             }
         };
         pieces.push(piece);
