@@ -75,8 +75,6 @@ pub struct Command<'a, 'm, 'c> {
     pub leader: &'a mut Leader<'c>,
     /// Whether a signal waits for its caller.
     pub interrupt: &'a Interrupt,
-    /// Memory to [settle](Backing::settle) once the caller has its answer.
-    pub unsettled: &'a mut Vec<Arc<Backing>>,
 }
 
 type Done = Result<i32, Stop>;
@@ -309,7 +307,7 @@ impl<'a> Command<'a, '_, '_> {
             let garbage = self.context.state().forget_memory(memory);
             drop(garbage);
         }
-        self.unsettled.push(backing);
+        backing.settle();
         done.map(drop)
     }
 

@@ -6,7 +6,7 @@
 //! only to look at it and to change it. A command that works on tables, which may take long, first
 //! takes a [`Turn`] on what it works on, and so delays only commands on the same.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque, hash_map};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -242,6 +242,8 @@ pub struct State {
     owners: HashMap<Owner, OwnerInfo>,
     owner_numbers: HashMap<OwnerKey, Owner>,
     last_owner: u32,
+    /// Owners that have no memory here any more.
+    idle_owners: usize,
     turns: BTreeMap<u64, Holder>,
     last_turn: u64,
     is_released: bool,
@@ -261,7 +263,6 @@ type OwnerKey = (u64, Option<FileId>);
 
 #[derive(Debug)]
 struct OwnerInfo {
-    key: OwnerKey,
     /// Who is charged.
     process: Arc<Process>,
     /// How many memories there are of it.
@@ -278,6 +279,9 @@ pub struct Garbage {
     _tables: Vec<SharedTable>,
 }
 
+/// How many owners may be remembered that have no memory here any more.
+const IDLE_OWNERS: usize = 64;
+
 /// Of owners that the engine has never seen: nothing is registered for it, and nothing mapped.
 const NOBODY: Owner = Owner(0);
 
@@ -292,6 +296,7 @@ impl State {
             owners: HashMap::new(),
             owner_numbers: HashMap::new(),
             last_owner: 0,
+            idle_owners: 0,
             turns: BTreeMap::new(),
             last_turn: 0,
             is_released: false,
@@ -349,8 +354,16 @@ impl State {
             self.last_owner += 1;
             Owner(self.last_owner)
         });
-        let info = OwnerInfo { key, process: Arc::clone(process), memories: 0 };
-        self.owners.entry(owner).or_insert(info).memories += 1;
+        match self.owners.entry(owner) {
+            hash_map::Entry::Occupied(mut known) => {
+                let info = known.get_mut();
+                self.idle_owners -= usize::from(info.memories == 0);
+                info.memories += 1;
+            }
+            hash_map::Entry::Vacant(new) => {
+                new.insert(OwnerInfo { process: Arc::clone(process), memories: 1 });
+            }
+        }
         self.last_memory += 1;
         let id = MemoryId(self.last_memory);
         self.memories.insert(id, Memory { backing, base, owner });
@@ -372,10 +385,14 @@ impl State {
         let memory = self.memories.remove(&id)?;
         if let Some(info) = self.owners.get_mut(&memory.owner) {
             info.memories -= 1;
-            if info.memories == 0 {
-                self.owner_numbers.remove(&info.key);
-                self.owners.remove(&memory.owner);
-            }
+            self.idle_owners += usize::from(info.memories == 0);
+        }
+        // Whoever maps and unmaps the same all the time keeps its number.
+        if self.idle_owners > IDLE_OWNERS {
+            self.idle_owners = 0;
+            self.owners.retain(|_, info| info.memories > 0);
+            let owners = &self.owners;
+            self.owner_numbers.retain(|_, owner| owners.contains_key(owner));
         }
         Some(memory)
     }

@@ -15,7 +15,6 @@ use crate::commands::{Command, Host};
 use crate::context::{Context, Failed};
 use crate::failure::Failure;
 use crate::leader::Leader;
-use crate::memory::Backing;
 use crate::stages::Stages;
 
 /// All opens of the node.
@@ -50,7 +49,6 @@ impl Node {
         request: &Ioctl<'_>,
         memory: &mut CallerMemory<'_>,
         leader: &mut Leader<'_>,
-        unsettled: &mut Vec<Arc<Backing>>,
     ) -> Result<i32, Stop> {
         if request.compat {
             return Err(Failure::unsupported(
@@ -59,8 +57,7 @@ impl Node {
             .into());
         }
         let (host, interrupt) = (&self.host, request.interrupt);
-        Command { host, context, memory, leader, interrupt, unsettled }
-            .run(request.command, request.arg)
+        Command { host, context, memory, leader, interrupt }.run(request.command, request.arg)
     }
 }
 
@@ -84,8 +81,7 @@ impl cuse_channel::Node for Node {
         };
         let mut memory = CallerMemory::new(request, self.access, &self.stages);
         let mut leader = Leader::new(request, &self.stages, &self.host.scratches);
-        let mut unsettled = Vec::new();
-        let served = self.serve(&context, request, &mut memory, &mut leader, &mut unsettled);
+        let served = self.serve(&context, request, &mut memory, &mut leader);
         if let Err(Stop::Refuse(failure)) = &served
             && request.command != cmd::GET_ERROR
         {
@@ -99,15 +95,7 @@ impl cuse_channel::Node for Node {
             Err(_) => -Errno::INTR.raw_os_error(),
         });
         match served {
-            Ok(result) => {
-                let output = memory.into_output();
-                if !unsettled.is_empty() {
-                    // A caller that was led has its answer already.
-                    let _ = request.responder.send(result, &output);
-                    unsettled.iter().for_each(|memory| memory.settle());
-                }
-                IoctlReply::Done { result, output }
-            }
+            Ok(result) => IoctlReply::Done { result, output: memory.into_output() },
             Err(Stop::Retry) => {
                 let (inputs, outputs) = memory.wanted();
                 IoctlReply::Retry { inputs, outputs }

@@ -100,8 +100,8 @@ struct FilePiece {
     len: u64,
     /// What offset and length of an mmap of the file must be a multiple of, bytes.
     alignment: u64,
-    /// All of it mapped: for registered memory always, for other memory while it is first mapped for
-    /// devices. At other times parts of it are mapped when they are needed.
+    /// All of it mapped: for registered memory always, for other memory from when it is found for as
+    /// long as there are few windows. Otherwise parts of it are mapped when they are needed.
     window: Mutex<Option<Arc<Window>>>,
 }
 
@@ -302,8 +302,11 @@ impl Backing {
         }
     }
 
-    /// Lets go of what only the first mapping for devices is quicker with.
+    /// It has been mapped for devices: lets go of what is only quicker to have, if there is much of it.
     pub fn settle(&self) {
+        if Window::may_stay() {
+            return;
+        }
         for piece in &self.pieces {
             if let Piece::File(piece) = piece
                 && self.pins.is_empty()

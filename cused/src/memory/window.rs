@@ -9,6 +9,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
@@ -17,6 +18,9 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::Rights;
+
+/// How many windows there are. The kernel permits a process 65530 mappings, by default.
+static WINDOWS: AtomicUsize = AtomicUsize::new(0);
 
 /// A mapped piece of a file.
 #[derive(Debug)]
@@ -58,7 +62,14 @@ impl Window {
         // bytes change under other programs' hands; nothing makes a Rust reference to them.
         let base = unsafe { mmap(ptr::null_mut(), mapped, prot, MapFlags::SHARED, file, aligned)? };
         let base = NonNull::new(base).ok_or(Errno::NOMEM)?;
+        WINDOWS.fetch_add(1, Ordering::Relaxed);
         Ok(Self { base, mapped, lead: lead as usize, len: len as usize })
+    }
+
+    /// Whether there are few enough windows for some to stay that could go.
+    pub(super) fn may_stay() -> bool {
+        const FEW: usize = 1024;
+        WINDOWS.load(Ordering::Relaxed) <= FEW
     }
 
     /// The length of the piece, bytes.
@@ -141,5 +152,6 @@ impl Drop for Window {
         // reference into it exists. Pages that hardware has pinned stay pinned without it.
         let result = unsafe { munmap(self.base.as_ptr(), self.mapped) };
         debug_assert!(result.is_ok(), "munmap of our own mapping: {result:?}");
+        WINDOWS.fetch_sub(1, Ordering::Relaxed);
     }
 }
