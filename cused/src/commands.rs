@@ -194,10 +194,13 @@ impl<'a> Command<'a, '_, '_> {
         let turn = self.turn(&[Claim::Space(ioasid)])?;
         self.context.state().engine.check_map(ioasid, request)?;
         let tid = self.named_caller()?;
-        let process = self.host.processes.of(tid)?;
-        let source = match is_file {
-            true => self.file(tid, &process, map.fd, request)?,
-            false => self.caller_memory(&turn, tid, &process, ioasid, request)?,
+        let (process, source) = match is_file {
+            true => self.file(tid, map.fd, request)?,
+            false => {
+                let process = self.host.processes.of(tid)?;
+                let source = self.caller_memory(&turn, tid, &process, ioasid, request)?;
+                (process, source)
+            }
         };
         if self.leader.led().is_none() {
             self.check_interrupt()?;
@@ -213,17 +216,17 @@ impl<'a> Command<'a, '_, '_> {
         Ok(0)
     }
 
-    /// The memory of a file that the caller names by its descriptor.
-    fn file(
-        &self,
-        tid: Tid,
-        process: &Arc<Process>,
-        fd: i32,
-        map: Map,
-    ) -> Result<MapSource, Failure> {
-        let resolver = Resolver { tid, process, rights: rights_needed(map.prot), devices: &[] };
-        let (backing, file) = resolver.file(fd, map.vaddr, map.size)?;
-        Ok(MapSource { backing: Arc::new(backing), base: 0, file: Some(file) })
+    /// The memory of a file that the caller names by its descriptor, and the caller's process.
+    fn file(&self, tid: Tid, fd: i32, map: Map) -> Result<(Arc<Process>, MapSource), Failure> {
+        let open = |process: Arc<Process>| {
+            let rights = rights_needed(map.prot);
+            let resolver = Resolver { tid, process: &process, rights, devices: &[] };
+            let (backing, file) = resolver.file(fd, map.vaddr, map.size)?;
+            Ok((process, MapSource { backing: Arc::new(backing), base: 0, file: Some(file) }))
+        };
+        // Only of a process that lives can a descriptor be taken.
+        let presumed = self.host.processes.presumed(tid).and_then(|process| open(process).ok());
+        presumed.map_or_else(|| open(self.host.processes.of(tid)?), Ok)
     }
 
     /// The memory at an address of the caller: registered before, or to be found now.

@@ -192,6 +192,13 @@ impl Processes {
         Ok(process)
     }
 
+    /// The process whose first thread `tid` was when it last called. It is so still if the process
+    /// lives, which is to be found out by using it.
+    pub fn presumed(&self, tid: Tid) -> Option<Arc<Process>> {
+        let known = self.by_thread.lock().get(&tid.get()).cloned();
+        known.filter(|process| process.tgid == tid.get())
+    }
+
     fn find(&self, tgid: u32) -> Result<Arc<Process>, Failure> {
         let mut by_id = self.by_id.lock();
         if let Some(process) = by_id.get(&tgid).and_then(Weak::upgrade)

@@ -58,9 +58,13 @@ impl Window {
             Rights::ReadOnly => ProtFlags::READ,
             Rights::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
+        // What is small is about to be pinned whole: cheaper here than page by page then.
+        const SMALL: usize = 64 << 10;
+        let populate = if mapped <= SMALL { MapFlags::POPULATE } else { MapFlags::empty() };
+        let flags = MapFlags::SHARED | populate;
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing. Its
         // bytes change under other programs' hands; nothing makes a Rust reference to them.
-        let base = unsafe { mmap(ptr::null_mut(), mapped, prot, MapFlags::SHARED, file, aligned)? };
+        let base = unsafe { mmap(ptr::null_mut(), mapped, prot, flags, file, aligned)? };
         let base = NonNull::new(base).ok_or(Errno::NOMEM)?;
         WINDOWS.fetch_add(1, Ordering::Relaxed);
         Ok(Self { base, mapped, lead: lead as usize, len: len as usize })
