@@ -248,8 +248,8 @@ impl Backing {
     }
 
     /// Calls `visit` with each stretch in `range` (bytes from the start of the backing) and its
-    /// position in the range. A stretch has at most `most` bytes, and ends where its memory has a
-    /// multiple of `most`, so that huge pages stay whole. Stops at the first error.
+    /// position in the range. A stretch has at most `most` bytes; all but the last end where their
+    /// memory has a multiple of `most`, so that huge pages stay whole. Stops at the first error.
     ///
     /// # Errors
     /// What mmap says, or what `visit` does; EFAULT for a range that the backing does not have.
@@ -265,7 +265,7 @@ impl Backing {
             let (mut from, to) = (range.start.max(begin), range.end.min(end));
             while from < to {
                 let past = (piece.place().wrapping_add(from - begin)) % most;
-                let next = from.saturating_add(most - past).min(to);
+                let next = if to - from <= most { to } else { from + (most - past) };
                 let position = from - range.start;
                 self.reach(piece, from - begin..next - begin, |reach| visit(position, reach))?;
                 from = next;
