@@ -3,7 +3,7 @@
 //! A command first reads all of its argument and checks its shape, then asks the engine, and only
 //! then changes something. Which rule is checked by whom: the shape of an argument here; ids,
 //! ranges and limits in the engine; whose memory and whose descriptor it is in
-//! [`memory`](crate::memory) and [`backend`](crate::backend).
+//! [`memory`] and [`backend`](crate::backend).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

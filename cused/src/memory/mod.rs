@@ -1,13 +1,13 @@
 //! Callers' memory: what stands behind a mapping, whatever kind of memory it is.
 //!
-//! [`resolve`](resolve::resolve) turns a range of a caller's address space into a [`Backing`]. Which
+//! [`resolve`] turns a range of a caller's address space into a [`Backing`]. Which
 //! way each piece of it takes is decided by how the caller has mapped it, never by trying:
 //!
 //! | in the caller | piece | pinned through |
 //! |---|---|---|
-//! | a file of the kernel's own file systems, shared: memfd, shm, hugetlbfs, ext4 | [`Piece::File`] | a window: the file, mapped in the daemon |
-//! | anything private | [`Piece::Program`] | the caller itself, [led](crate::in_context) through the call |
-//! | registers of a bound device | [`Piece::Registers`] | a window: the device's own descriptor, mapped in the daemon |
+//! | a file of the kernel's own file systems, shared: memfd, shm, hugetlbfs, ext4 | `Piece::File` | a window: the file, mapped in the daemon |
+//! | anything private | `Piece::Program` | the caller itself, [led](crate::in_context) through the call |
+//! | registers of a bound device | `Piece::Registers` | a window: the device's own descriptor, mapped in the daemon |
 //!
 //! A backing outlives the caller's own mapping. Files and registers it holds open, so that they
 //! can be mapped again at any time. A program's private memory is held by those who have pinned
