@@ -31,6 +31,7 @@ static __u32 ioasid;
 static struct thread threads[THREADS];
 static __thread struct thread *self;
 static atomic_bool ends, last_sent;
+static atomic_uint begun;
 
 /* Counted only if it comes to the thread that it was sent to. */
 static void count(int signal, siginfo_t *info, void *context)
@@ -46,6 +47,7 @@ static void *map_and_unmap(void *argument)
 	struct thread *thread = argument;
 
 	self = thread;
+	begun++;
 	while (!ends) {
 		fill(thread->memory, 64, thread->maps);
 		map(device.node, ioasid, thread->iova, thread->memory, SIZE, MAP_BOTH);
@@ -123,6 +125,9 @@ int main(int argc, char **argv)
 		if (pthread_create(&thread->thread, NULL, map_and_unmap, thread))
 			die("cannot start a thread");
 	}
+	/* A signal that comes before a thread knows itself would not be counted. */
+	while (begun < THREADS)
+		sleep_ms(1);
 	if (pthread_create(&sender, NULL, send_signals, NULL))
 		die("cannot start a thread");
 	for (double give_up = now() + seconds; now() < give_up;)
