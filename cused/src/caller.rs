@@ -35,23 +35,25 @@ impl Tid {
         self.0
     }
 
+    /// What the kernel tells of it in /proc; nothing if it is gone.
+    pub fn status(self) -> Status {
+        let path = format!("/proc/{}/status", self.0);
+        Status(fs::read_to_string(path).unwrap_or_default())
+    }
+
     /// How much memory the kernel counts as locked by its process, bytes.
     pub fn locked_memory(self) -> Option<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).ok()?;
-        let field = status.lines().find_map(|line| line.strip_prefix("VmLck:"))?;
-        let kilobytes: u64 = field.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        let status = self.status();
+        let kilobytes: u64 = status.field("VmLck:")?.strip_suffix("kB")?.trim().parse().ok()?;
         kilobytes.checked_mul(1024)
     }
 
     /// Whether SIGKILL is pending for it, as when its process was killed or is in execve.
     pub fn is_killed(self) -> bool {
         const SIGKILL: u64 = 1 << (9 - 1);
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap_or_default();
-        let pending = ["SigPnd:", "ShdPnd:"].iter().filter_map(|field| {
-            let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-            u64::from_str_radix(line.trim(), 16).ok()
-        });
-        pending.fold(0, |all, set| all | set) & SIGKILL != 0
+        let status = self.status();
+        let pending = ["SigPnd:", "ShdPnd:"].map(|field| status.set(field).unwrap_or(0));
+        (pending[0] | pending[1]) & SIGKILL != 0
     }
 
     /// Kills its process. Only for one that is traced by us: its id cannot be another's.
@@ -113,10 +115,29 @@ impl Tid {
 
     /// The process id (thread group) of the caller.
     pub fn process(self) -> Result<u32, Failure> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap_or_default();
-        status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok()).ok_or_else(
-            || Failure::new(Errno::SRCH, "the calling process cannot be found in /proc"),
-        )
+        self.status().number("Tgid:").ok_or_else(|| {
+            Failure::new(Errno::SRCH, "the calling process cannot be found in /proc")
+        })
+    }
+}
+
+/// The text of /proc/TID/status.
+pub struct Status(String);
+
+impl Status {
+    /// A field, by its name with the colon.
+    fn field(&self, name: &str) -> Option<&str> {
+        self.0.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+    }
+
+    /// A field that is a number.
+    pub fn number(&self, name: &str) -> Option<u32> {
+        self.field(name)?.parse().ok()
+    }
+
+    /// A field that is a bitmap.
+    pub fn set(&self, name: &str) -> Option<u64> {
+        u64::from_str_radix(self.field(name)?, 16).ok()
     }
 }
 

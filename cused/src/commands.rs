@@ -316,20 +316,27 @@ impl<'a> Command<'a, '_, '_> {
 
     /// Carries out a plan that may take long, with the caller led if it is.
     fn execute(&mut self, turn: &Turn<'_>, plan: Plan) -> Result<u64, Failure> {
-        let is_ending = &self.host.is_ending;
-        let (interrupt, tid) = (self.interrupt, self.memory.tid());
-        // Of the death of a led caller, whose stop looks like a signal to us, we hear otherwise.
-        let is_led = self.leader.led().is_some();
-        let is_killed = || !is_led && interrupt.is_set() && tid.is_some_and(Tid::is_killed);
-        let stop = || match is_killed() {
-            true => Err(Failure::interrupted()),
-            false if is_ending.load(Ordering::Relaxed) => {
-                Err(Failure::new(Errno::INTR, "the daemon is ending; nothing was changed"))
-            }
-            false => Ok(()),
-        };
+        let stop = self.stop();
         let effort = Effort { led: self.leader.led(), progress: turn.progress(), stop: &stop };
         turn.execute(plan, effort)
+    }
+
+    /// Why a long command should go no further, to be asked between its steps.
+    fn stop(&mut self) -> impl Fn() -> Result<(), Failure> + use<'a> {
+        let (is_ending, interrupt): (&'a AtomicBool, &'a Interrupt) =
+            (&self.host.is_ending, self.interrupt);
+        let tid = self.memory.tid();
+        // Of the death of a led caller, whose stop looks like a signal to us, we hear otherwise.
+        let is_led = self.leader.led().is_some();
+        move || {
+            if !is_led && interrupt.is_set() && tid.is_some_and(Tid::is_killed) {
+                return Err(Failure::interrupted());
+            }
+            match is_ending.load(Ordering::Relaxed) {
+                true => Err(Failure::new(Errno::INTR, "the daemon is ending; nothing was changed")),
+                false => Ok(()),
+            }
+        }
     }
 
     fn unmap_dma(&mut self, arg: u64) -> Done {
@@ -714,17 +721,12 @@ impl Command<'_, '_, '_> {
     }
 
     fn pin(&mut self, backing: &mut Backing) -> Result<(), Failure> {
-        let (interrupt, tid) = (self.interrupt, self.memory.tid());
-        let is_led = self.leader.led().is_some();
-        let go_on = |_| match !is_led && interrupt.is_set() && tid.is_some_and(Tid::is_killed) {
-            true => Err(Failure::interrupted()),
-            false => Ok(()),
-        };
+        let stop = self.stop();
         let pin_there = |vaddr, len| {
             let (led, _) = self.leader.led().ok_or_else(Failure::interrupted)?;
             led.pin(vaddr, len)?.map(Pin::of_ring).map_err(memory::refuse_pin)
         };
-        backing.pin(pin_there, go_on)
+        backing.pin(pin_there, stop)
     }
 
     fn unregister_memory(&mut self, arg: u64) -> Done {

@@ -153,10 +153,7 @@ fn parse_limit(limits: &str) -> u64 {
 /// Whether a thread has CAP_IPC_LOCK over the machine, and not just in a user namespace of its own.
 fn may_lock_anything(tid: Tid) -> bool {
     const CAP_IPC_LOCK: u64 = 1 << 14;
-    let status = fs::read_to_string(format!("/proc/{}/status", tid.get())).unwrap_or_default();
-    let effective = status
-        .lines()
-        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    let effective = tid.status().set("CapEff:");
     let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/user")).ok();
     effective.is_some_and(|set| set & CAP_IPC_LOCK != 0)
         && namespace(&tid.get().to_string()).is_some_and(|own| namespace("self") == Some(own))

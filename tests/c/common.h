@@ -361,4 +361,27 @@ static inline unsigned long number(const char *text)
 	return value;
 }
 
+/* How many pages are pinned on this machine; -1 where the kernel does not tell. */
+static inline long pinned_pages(void)
+{
+	int refresh = open("/proc/sys/vm/stat_refresh", O_RDONLY | O_CLOEXEC);
+	FILE *vmstat = fopen("/proc/vmstat", "re");
+	long acquired = -1, released = -1;
+	char line[128];
+
+	/* Each processor counts for itself; reading this adds it all up. */
+	if (refresh >= 0) {
+		if (read(refresh, line, sizeof(line)) < 0)
+			line[0] = '\0';
+		close(refresh);
+	}
+	while (vmstat && fgets(line, sizeof(line), vmstat)) {
+		sscanf(line, "nr_foll_pin_acquired %ld", &acquired);
+		sscanf(line, "nr_foll_pin_released %ld", &released);
+	}
+	if (vmstat)
+		fclose(vmstat);
+	return acquired < 0 || released < 0 ? -1 : acquired - released;
+}
+
 #endif /* TEST_COMMON_H */

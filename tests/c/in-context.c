@@ -270,27 +270,12 @@ static pthread_t start_thread(void *(*run)(void *), void *argument)
 }
 
 /* Pages pinned for devices, on the whole machine. */
-static long pinned_pages(void)
+static long pins(void)
 {
-	FILE *file = fopen("/proc/sys/vm/stat_refresh", "re");
-	long pinned = 0, count;
-	char name[64];
+	long pinned = pinned_pages();
 
-	/* Each CPU counts by itself; reading this adds up what they have. */
-	if (file) {
-		(void)fgetc(file);
-		fclose(file);
-	}
-	file = fopen("/proc/vmstat", "re");
-	if (!file)
-		die("cannot open /proc/vmstat: %s", strerror(errno));
-	while (fscanf(file, "%63s %ld", name, &count) == 2) {
-		if (!strcmp(name, "nr_foll_pin_acquired"))
-			pinned += count;
-		else if (!strcmp(name, "nr_foll_pin_released"))
-			pinned -= count;
-	}
-	fclose(file);
+	if (pinned == -1)
+		die("/proc/vmstat does not say how many pages are pinned");
 	return pinned;
 }
 
@@ -308,7 +293,7 @@ static bool is_given_back(long pinned_before, double seconds)
 {
 	double give_up = now() + seconds;
 
-	while (is_taken(device.group) || pinned_pages() != pinned_before) {
+	while (is_taken(device.group) || pins() != pinned_before) {
 		if (now() > give_up)
 			return false;
 		sleep_ms(5);
@@ -320,7 +305,7 @@ static void must_be_given_back(long pinned_before, double seconds)
 {
 	if (!is_given_back(pinned_before, seconds))
 		die("with everything closed, %ld pages are still pinned and the group is %s",
-		    pinned_pages() - pinned_before,
+		    pins() - pinned_before,
 		    is_taken(device.group) ? "taken" : "free");
 }
 
@@ -558,7 +543,7 @@ static void must_be_killed_by(pid_t child, int signal)
 /* A program can be killed at every moment, and what it has mapped does not stay. */
 static void killed(void)
 {
-	long before = pinned_pages();
+	long before = pins();
 	struct shared *shared = shared_state();
 	int pipes[2], children = 100;
 
@@ -590,7 +575,7 @@ static void killed_in_a_shared_context(void)
 
 	make_pipe(pipes);
 	set_up();
-	before = pinned_pages();
+	before = pins();
 	srandom(6);
 	for (int i = 0; i < children; i++) {
 		pid_t child = fork_child();
@@ -610,8 +595,8 @@ static void killed_in_a_shared_context(void)
 		if (i % 40 == 0)
 			must_reach(memory, GPA, i);
 		must_unmap_at(GPA);
-		if (pinned_pages() != before)
-			die("%ld pages stay pinned", pinned_pages() - before);
+		if (pins() != before)
+			die("%ld pages stay pinned", pins() - before);
 	}
 	ok("%d programs of one context were killed in the midst of %lu maps: %d had something "
 	   "mapped, nothing else was left", children, shared->rounds, left);
@@ -1266,7 +1251,7 @@ static void forked(void)
 
 	set_up();
 	map_and_unmap(memory);
-	before = pinned_pages();
+	before = pins();
 	memcpy(own, memory, SIZE);
 	child = fork_child();
 	if (!child) {
@@ -1287,11 +1272,11 @@ static void forked(void)
 	device_reads(&device, ioasid, GPA + 4 * PAGE, seen, sizeof(seen));
 	must_equal(seen, sent, sizeof(sent), "what the device wrote there");
 	must_equal(memory, own, SIZE, "the parent's memory");
-	if (pinned_pages() != before + (long)(SIZE / PAGE))
-		die("%ld pages are pinned for the child that ended", pinned_pages() - before);
+	if (pins() != before + (long)(SIZE / PAGE))
+		die("%ld pages are pinned for the child that ended", pins() - before);
 	must_unmap_at(GPA);
-	if (pinned_pages() != before)
-		die("after UNMAP_DMA, %ld pages are pinned", pinned_pages() - before);
+	if (pins() != before)
+		die("after UNMAP_DMA, %ld pages are pinned", pins() - before);
 	ok("memory of a child is mapped until it is unmapped, also when the child has ended");
 }
 
@@ -1398,7 +1383,7 @@ static pid_t stuck_program(bool closes)
  */
 static void memory_never_comes(void)
 {
-	long before = pinned_pages();
+	long before = pins();
 	double begin;
 	int status;
 	pid_t child;
@@ -1551,7 +1536,7 @@ static const struct row rows[] = {
 /* Gives the exit status of the row. */
 static int run_row(const struct row *row)
 {
-	long before = pinned_pages();
+	long before = pins();
 	double begin = now();
 	int status;
 	pid_t child = fork_child();
@@ -1571,7 +1556,7 @@ static int run_row(const struct row *row)
 	status = WIFEXITED(status) ? WEXITSTATUS(status) : EXIT_FAILURE;
 	if (!is_given_back(before, 20)) {
 		fprintf(stderr, "in-context: %s has left %ld pinned pages\n", row->name,
-			pinned_pages() - before);
+			pins() - before);
 		status = EXIT_FAILURE;
 	}
 	printf("%s: %s (%.1f s)\n", row->name,

@@ -27,37 +27,13 @@ static int node;
 static size_t size;
 static atomic_int finished;
 
-/* What the kernel says of pages pinned for DMA, machine-wide. */
-static long pins(void)
-{
-	/* Each processor counts for itself; reading this adds up. */
-	FILE *refresh = fopen("/proc/sys/vm/stat_refresh", "re"), *vmstat;
-	char name[64];
-	long value, acquired = 0, released = 0;
-
-	if (refresh) {
-		fgetc(refresh);
-		fclose(refresh);
-	}
-	vmstat = fopen("/proc/vmstat", "re");
-	while (vmstat && fscanf(vmstat, "%63s %ld", name, &value) == 2) {
-		if (!strcmp(name, "nr_foll_pin_acquired"))
-			acquired = value;
-		else if (!strcmp(name, "nr_foll_pin_released"))
-			released = value;
-	}
-	if (vmstat)
-		fclose(vmstat);
-	return acquired - released;
-}
-
 static void pins_must_return_to(long before, const char *when)
 {
 	double give_up = now() + TIME_TO_DIE;
 
-	while (pins() > before) {
+	while (pinned_pages() > before) {
 		if (now() > give_up)
-			die("%s: %ld pages are still pinned", when, pins() - before);
+			die("%s: %ld pages are still pinned", when, pinned_pages() - before);
 		sleep_ms(50);
 	}
 }
@@ -126,7 +102,7 @@ static void others_go_on(const char *kind, void *memory)
 /* The context is the parent's too, so that nothing is released when the child dies. */
 static void killed_in_the_middle(const char *kind, bool is_private)
 {
-	long before = pins();
+	long before = pinned_pages();
 	double killed;
 	pid_t child;
 	int status;
@@ -165,7 +141,7 @@ static void killed_in_the_middle(const char *kind, bool is_private)
 
 int main(int argc, char **argv)
 {
-	long before = pins();
+	long before = pinned_pages();
 	int next = 2;
 
 	if (argc < 4)

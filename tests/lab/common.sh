@@ -11,14 +11,4 @@ node=$1 address=$2 group=$3 daemon=$4
 programs=${C_PROGRAMS:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)/target/c}
 
 ok() { echo "ok: $*"; }
-die() {
-	echo "${0##*/}: $*" >&2
-	exit 1
-}
-
-# Pages pinned for devices, on the whole machine. Each CPU counts by itself, until asked.
-pinned() {
-	cat /proc/sys/vm/stat_refresh
-	awk '/^nr_foll_pin_acquired / { n += $2 } /^nr_foll_pin_released / { n -= $2 } END { print n + 0 }' \
-		/proc/vmstat
-}
+source "$(dirname "${BASH_SOURCE[0]}")/pins.sh"

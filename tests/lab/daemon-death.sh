@@ -22,38 +22,16 @@ if (($# < 4 || $# > 5)); then
 fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 source "$root/scripts/node.sh"
+source "$root/tests/lab/pins.sh"
 node=$1 address=$2 group=$3 cused=$4 rounds=${5:-20}
 programs=${C_PROGRAMS:-$root/target/c}
 work=$(mktemp -d)
 said=$work/said ended=$work/ended
 trap 'kill -KILL ${node_pid:-} 2>/dev/null || true; rm -rf "$work"' EXIT
 
-die() {
-	echo "daemon-death.sh: $*" >&2
-	exit 1
-}
-
-# Pages pinned for devices, on the whole machine. Each CPU counts by itself, until asked.
-pinned() {
-	cat /proc/sys/vm/stat_refresh
-	awk '/^nr_foll_pin_acquired / { n += $2 } /^nr_foll_pin_released / { n -= $2 } END { print n + 0 }' \
-		/proc/vmstat
-}
-
-# await SECONDS WHAT COMMAND...: until the command succeeds.
-await() {
-	local times=$(($1 * 20)) what=$2
-	shift 2
-	until "$@"; do
-		((times-- > 0)) || die "$what"
-		sleep 0.05
-	done
-}
-
 node_is_gone() { [[ ! -e $node ]]; }
 is_ready() { grep -q '^ready' "$said"; }
 has_ended() { [[ -s $ended ]]; }
-nothing_pinned() { (($(pinned) == 0)); }
 
 nothing_pinned || die "something else has pinned $(pinned) pages"
 declare -A ends=()

@@ -17,17 +17,6 @@ END
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# await SECONDS WHAT COMMAND...: until the command succeeds.
-await() {
-	local tenths=$(($1 * 10)) what=$2
-	shift 2
-	until "$@"; do
-		((tenths-- > 0)) || die "$what"
-		sleep 0.1
-	done
-}
-
-nothing_pinned() { (($(pinned) == 0)); }
 something_pinned() { (($(pinned) > 0)); }
 
 # The daemon is a child of the one who runs this: ended, it stays as a zombie.

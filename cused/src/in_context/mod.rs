@@ -74,6 +74,7 @@ pub use self::scratch::Scratches;
 use self::scratch::{PAGE, SLOT, Slot};
 use crate::caller::Tid;
 use crate::failure::Failure;
+use crate::memory::uring::{PARAMETERS as URING_PARAMETERS, REGISTER_BUFFERS};
 use crate::system;
 
 /// Why a led call has no result.
@@ -227,7 +228,7 @@ impl Led<'_> {
                  memory cannot be mapped",
             ));
         }
-        match self.unfiltered || status_number(self.tid, "Seccomp:") == Some(0) {
+        match self.unfiltered || self.tid.status().number("Seccomp:") == Some(0) {
             true => Ok(()),
             false => Err(Failure::unsupported(
                 "the program has a seccomp filter, which this daemon lacks the privilege to \
@@ -244,9 +245,19 @@ impl Led<'_> {
         command: u32,
         argument: &[u8],
     ) -> Result<Result<i64, Errno>, Broken> {
+        let arguments = self.ioctl_arguments(fd, command, argument)?;
+        self.call(Native::CALLS.ioctl, arguments)
+    }
+
+    fn ioctl_arguments(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        command: u32,
+        argument: &[u8],
+    ) -> Result<[u64; 6], Broken> {
         let theirs = self.give(fd)?;
         let address = self.argument(argument)?;
-        self.call(Native::CALLS.ioctl, [theirs as u64, command.into(), address, 0, 0, 0])
+        Ok([theirs as u64, command.into(), address, 0, 0, 0])
     }
 
     /// As [`ioctl`](Self::ioctl), by a passing child of the caller that shares its memory and
@@ -259,14 +270,12 @@ impl Led<'_> {
         command: u32,
         argument: &[u8],
     ) -> Result<Result<i64, Errno>, Broken> {
-        let theirs = self.give(fd)?;
-        let address = self.argument(argument)?;
-        let call = [theirs as u64, command.into(), address, 0, 0, 0];
+        let arguments = self.ioctl_arguments(fd, command, argument)?;
         let (child, number) = match self.fork()? {
             Ok(made) => made,
             Err(error) => return Ok(Err(error)),
         };
-        let result = Self::call_in(&child, Native::CALLS.ioctl, call);
+        let result = Self::call_in(&child, Native::CALLS.ioctl, arguments);
         child.tid().kill();
         gone(&child);
         // Nothing but this takes it off the caller's list of children: it tells nobody of its end.
@@ -285,13 +294,8 @@ impl Led<'_> {
         let prepared = self.own().and_then(|()| self.tracee.trace_children());
         prepared.map_err(|_| gone(&self.tracee))?;
         let mut child = None;
-        let call = self.registers.calling(Native::CALLS.clone, [flags, 0, 0, 0, 0, 0]);
-        let made = make(&self.tracee, &call, || child = self.tracee.child().ok());
-        let number = match made {
-            Ok(Some(number)) => as_result(number),
-            Ok(None) => return Err(Broken::Gone),
-            Err(_) => return Err(gone(&self.tracee)),
-        };
+        let made_child = |tracee: &Tracee| child = tracee.child().ok();
+        let number = self.call_making(Native::CALLS.clone, [flags, 0, 0, 0, 0, 0], made_child)?;
         Ok(match (number, child) {
             (Ok(number), Some(child)) => Ok((child, number.cast_unsigned())),
             (Err(error), _) => Err(error),
@@ -305,7 +309,7 @@ impl Led<'_> {
             return Ok(None);
         }
         system::lift_memlock_limit(child.tid())?;
-        make(child, &child.registers()?.calling(number, arguments), || {})
+        make(child, &child.registers()?.calling(number, arguments), |_| {})
     }
 
     /// Has the caller make `size` bytes at `vaddr` of its private memory its own: no page of it is
@@ -338,7 +342,7 @@ impl Led<'_> {
         size: u64,
     ) -> Result<Result<OwnedFd, Errno>, Broken> {
         let buffer = self.argument([vaddr, size].as_bytes())?;
-        let register = [ring, REGISTER_BUFFERS, buffer, 1, 0, 0];
+        let register = [ring, REGISTER_BUFFERS.into(), buffer, 1, 0, 0];
         if let Err(error) = self.call(Native::CALLS.io_uring_register, register)? {
             return Ok(Err(error));
         }
@@ -477,8 +481,18 @@ impl Led<'_> {
 
     /// Has the caller make one system call. The inner result is the kernel's.
     fn call(&mut self, number: u64, arguments: [u64; 6]) -> Result<Result<i64, Errno>, Broken> {
+        self.call_making(number, arguments, |_| {})
+    }
+
+    /// The same for a call that makes a child.
+    fn call_making(
+        &mut self,
+        number: u64,
+        arguments: [u64; 6],
+        made_child: impl FnMut(&Tracee),
+    ) -> Result<Result<i64, Errno>, Broken> {
         let call = self.registers.calling(number, arguments);
-        match self.own().and_then(|()| make(&self.tracee, &call, || {})) {
+        match self.own().and_then(|()| make(&self.tracee, &call, made_child)) {
             Ok(Some(result)) => Ok(as_result(result)),
             Ok(None) => Err(Broken::Gone),
             Err(_) => Err(gone(&self.tracee)),
@@ -503,7 +517,7 @@ impl Led<'_> {
 fn make(
     tracee: &Tracee,
     call: &Native,
-    mut made_child: impl FnMut(),
+    mut made_child: impl FnMut(&Tracee),
 ) -> Result<Option<i64>, Errno> {
     tracee.set_registers(call)?;
     for _ in ["enters", "leaves"] {
@@ -514,7 +528,7 @@ fn make(
                 Event::Syscall => break,
                 Event::Trap | Event::GroupStop => 0,
                 Event::Clone => {
-                    made_child();
+                    made_child(tracee);
                     0
                 }
                 // SIGSTOP, which cannot be blocked.
@@ -532,11 +546,6 @@ fn as_result(returned: i64) -> Result<i64, Errno> {
         _ => Ok(returned),
     }
 }
-
-/// `struct io_uring_params`, bytes.
-const URING_PARAMETERS: usize = 120;
-/// IORING_REGISTER_BUFFERS
-const REGISTER_BUFFERS: u64 = 0;
 
 /// Sends one descriptor along with one byte.
 fn send(socket: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -578,7 +587,7 @@ fn no_room(what: &str, error: Errno) -> Broken {
 }
 
 fn refuse_seize(tid: Tid, error: Errno) -> Failure {
-    match (error, status_number(tid, "TracerPid:")) {
+    match (error, tid.status().number("TracerPid:")) {
         (Errno::PERM, Some(tracer @ 1..)) => Failure::new(
             Errno::BUSY,
             format!(
@@ -595,10 +604,4 @@ fn refuse_seize(tid: Tid, error: Errno) -> Failure {
             Failure::new(Errno::IO, format!("the calling thread cannot be seized: {error}"))
         }
     }
-}
-
-/// A number of /proc/TID/status.
-fn status_number(tid: Tid, field: &str) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", tid.get())).ok()?;
-    status.lines().find_map(|line| line.strip_prefix(field)?.trim().parse().ok())
 }

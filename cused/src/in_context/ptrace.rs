@@ -14,6 +14,7 @@ use zerocopy::{FromZeros, IntoBytes as _};
 
 use super::registers::Native;
 use crate::caller::Tid;
+use crate::system::last_error;
 
 /// A thread that this thread traces.
 #[derive(Debug)]
@@ -261,10 +262,6 @@ fn decode(status: c_int) -> Event {
         _ if signal == libc::SIGTRAP | 0x80 => Event::Syscall,
         _ => Event::Signal(signal),
     }
-}
-
-fn last_error() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 #[cfg(test)]

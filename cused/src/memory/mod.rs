@@ -35,6 +35,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 pub use filesystem::attributes;
+pub(crate) use pin::uring;
 pub use pin::{PIN_MAX, Pin, available as can_pin, refuse as refuse_pin};
 pub use registers::BoundDevice;
 pub use window::{View, Window};
@@ -77,9 +78,7 @@ impl Piece {
             Self::Registers(piece) => piece.window.len(),
         }
     }
-}
 
-impl Piece {
     /// Where it begins, as far as its pages are concerned: huge ones are aligned to this.
     fn place(&self) -> u64 {
         match self {
@@ -214,21 +213,6 @@ impl Foreign<'_> {
 }
 
 impl Backing {
-    /// Its length, bytes.
-    pub fn len(&self) -> u64 {
-        self.pieces.iter().map(Piece::len).sum()
-    }
-
-    /// True for a backing of no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// What devices may do to it.
-    pub fn rights(&self) -> Rights {
-        self.rights
-    }
-
     /// Whether all of it is registers of devices, which are not charged for.
     pub fn is_registers(&self) -> bool {
         self.pieces.iter().all(|piece| matches!(piece, Piece::Registers(_)))
@@ -324,14 +308,13 @@ impl Backing {
     pub fn pin(
         &mut self,
         mut pin_there: impl FnMut(u64, u64) -> Result<Pin, Failure>,
-        mut go_on: impl FnMut(u64) -> Result<(), Failure>,
+        go_on: impl Fn() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let mut done = 0;
-        for piece in &mut self.pieces {
+        for piece in &self.pieces {
             let len = piece.len();
             let mut from = 0;
             while from < len {
-                go_on(done)?;
+                go_on()?;
                 let part = (len - from).min(PIN_MAX);
                 self.pins.push(match piece {
                     Piece::File(piece) => match &*piece.window.lock() {
@@ -344,7 +327,6 @@ impl Backing {
                     Piece::Registers(_) => return Err(refuse_pin(Errno::OPNOTSUPP)),
                 });
                 from += part;
-                done += part;
             }
         }
         Ok(())

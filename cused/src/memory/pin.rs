@@ -12,15 +12,22 @@ use std::sync::OnceLock;
 
 use rustix::io::Errno;
 
+use self::uring::{PARAMETERS, REGISTER_BUFFERS, UNREGISTER_BUFFERS};
 use crate::failure::Failure;
+use crate::system::last_error;
 
 /// The most bytes that one pin covers: the kernel's limit for one buffer.
 pub const PIN_MAX: u64 = 1 << 30;
 
-/// `struct io_uring_params`, bytes.
-const PARAMETERS: usize = 120;
-const REGISTER_BUFFERS: u32 = 0;
-const UNREGISTER_BUFFERS: u32 = 1;
+/// Numbers of <linux/io_uring.h>.
+pub(crate) mod uring {
+    /// `struct io_uring_params`, bytes.
+    pub(crate) const PARAMETERS: usize = 120;
+    /// IORING_REGISTER_BUFFERS
+    pub(crate) const REGISTER_BUFFERS: u32 = 0;
+    /// IORING_UNREGISTER_BUFFERS
+    pub(crate) const UNREGISTER_BUFFERS: u32 = 1;
+}
 
 /// Memory that is pinned. Dropping it unpins.
 #[derive(Debug)]
@@ -98,8 +105,4 @@ fn register(ring: &OwnedFd, command: u32, buffer: Option<&[u64; 2]>) -> Result<(
         libc::syscall(libc::SYS_io_uring_register, ring.as_raw_fd(), command, vectors, count)
     };
     if result < 0 { Err(last_error()) } else { Ok(()) }
-}
-
-fn last_error() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::maps::{Maps, Vma};
 use super::registers::{self, BoundDevice};
-use super::{Backing, FilePiece, Piece, ProgramPiece, Rights, filesystem, mirror};
+use super::{Backing, Piece, ProgramPiece, Rights, filesystem, mirror};
 use crate::caller::Tid;
 use crate::failure::Failure;
 use crate::process::Process;
@@ -169,13 +169,6 @@ enum Way {
     Registers,
 }
 
-impl FilePiece {
-    /// Whether its pages can be pinned without hardware.
-    fn is_memory(&self) -> bool {
-        filesystem::is_memory(&self.file)
-    }
-}
-
 impl Backing {
     /// Whether it can be registered: whether all of it is memory, rather than a file on disk or
     /// registers.
@@ -184,7 +177,7 @@ impl Backing {
     /// EOPNOTSUPP
     pub fn check_pinnable(&self) -> Result<(), Failure> {
         let pinnable = |piece: &Piece| match piece {
-            Piece::File(piece) => piece.is_memory(),
+            Piece::File(piece) => filesystem::is_memory(&piece.file),
             Piece::Program(_) => true,
             Piece::Registers(_) => false,
         };

@@ -21,6 +21,7 @@ use vfio_bindings::bindings::vfio::{
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::memory::View;
+use crate::system::last_error;
 
 const fn number(nr: u32) -> Opcode {
     opcode::none(VFIO_TYPE, (VFIO_BASE + nr) as u8)
@@ -148,7 +149,7 @@ pub(super) fn device(group: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
     match fd {
         // SAFETY: the kernel has just opened this descriptor (close-on-exec) for us alone.
         0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+        _ => Err(last_error()),
     }
 }
 

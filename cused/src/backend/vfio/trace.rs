@@ -16,6 +16,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use crate::caller::Tid;
 use crate::failure::Failure;
+use crate::system::last_error;
 
 /// `struct perf_event_attr` as in its first version.
 #[derive(IntoBytes, Immutable)]
@@ -94,10 +95,7 @@ impl MapTrace {
         let event = match i32::try_from(fd) {
             // SAFETY: the kernel has just opened this descriptor for us alone.
             Ok(fd @ 0..) => unsafe { OwnedFd::from_raw_fd(fd) },
-            _ => {
-                let error = std::io::Error::last_os_error();
-                return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
-            }
+            _ => return Err(last_error()),
         };
         let page = rustix::param::page_size();
         let prot = ProtFlags::READ | ProtFlags::WRITE;
