@@ -5,8 +5,8 @@
 //! id, its memory and its descriptors can be used without fear of the id being given to somebody
 //! else. Nothing here may be used after the answer.
 
-use std::fs;
-use std::io::{IoSlice, IoSliceMut};
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Read as _};
 use std::os::fd::{OwnedFd, RawFd};
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
@@ -37,8 +37,11 @@ impl Tid {
 
     /// What the kernel tells of it in /proc; nothing if it is gone.
     pub fn status(self) -> Status {
-        let path = format!("/proc/{}/status", self.0);
-        Status(fs::read_to_string(path).unwrap_or_default())
+        // About 1500 bytes, in one go.
+        let mut text = String::with_capacity(4096);
+        let file = File::open(format!("/proc/{}/status", self.0));
+        let _ = file.and_then(|mut file| file.read_to_string(&mut text));
+        Status(text)
     }
 
     /// How much memory the kernel counts as locked by its process, bytes.

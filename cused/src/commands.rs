@@ -263,8 +263,7 @@ impl<'a> Command<'a, '_, '_> {
                         stopped = Some(stop);
                         return Err(why);
                     }
-                    let led = leader.led().map(|(led, _)| led);
-                    locate(&tables, map.iova, vaddr, led)
+                    locate(&tables, map.iova, vaddr, leader.led())
                 };
                 match (resolver.memory(map.vaddr, map.size, &mut locate), stopped) {
                     (_, Some(stop)) => return Err(stop),
@@ -723,7 +722,7 @@ impl Command<'_, '_, '_> {
     fn pin(&mut self, backing: &mut Backing) -> Result<(), Failure> {
         let stop = self.stop();
         let pin_there = |vaddr, len| {
-            let (led, _) = self.leader.led().ok_or_else(Failure::interrupted)?;
+            let led = self.leader.led().ok_or_else(Failure::interrupted)?;
             led.pin(vaddr, len)?.map(Pin::of_ring).map_err(memory::refuse_pin)
         };
         backing.pin(pin_there, stop)

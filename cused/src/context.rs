@@ -6,7 +6,7 @@
 //! only to look at it and to change it. A command that works on tables, which may take long, first
 //! takes a [`Turn`] on what it works on, and so delays only commands on the same.
 
-use std::collections::{BTreeMap, HashMap, VecDeque, hash_map};
+use std::collections::{BTreeMap, VecDeque, hash_map};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use ioasid::{
     Contents, Entry, ExecuteError, GroupId, Ioasid, Limits, MemoryId, Outcome, Owner, Plan, Range,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use rustc_hash::FxHashMap;
 use rustix::io::Errno;
 
 use crate::backend::{Effort, Progress, Table, vfio};
@@ -237,10 +238,10 @@ pub struct State {
     tables: BTreeMap<GroupId, SharedTable>,
     /// The VFIO groups among them: who asks for one need not wait for its table.
     vfio_groups: BTreeMap<GroupId, Arc<vfio::Group>>,
-    memories: HashMap<MemoryId, Memory>,
+    memories: FxHashMap<MemoryId, Memory>,
     last_memory: u64,
-    owners: HashMap<Owner, OwnerInfo>,
-    owner_numbers: HashMap<OwnerKey, Owner>,
+    owners: FxHashMap<Owner, OwnerInfo>,
+    owner_numbers: FxHashMap<OwnerKey, Owner>,
     last_owner: u32,
     /// Owners that have no memory here any more.
     idle_owners: usize,
@@ -291,10 +292,10 @@ impl State {
             engine: ioasid::Context::new(limits),
             tables: BTreeMap::new(),
             vfio_groups: BTreeMap::new(),
-            memories: HashMap::new(),
+            memories: FxHashMap::default(),
             last_memory: 0,
-            owners: HashMap::new(),
-            owner_numbers: HashMap::new(),
+            owners: FxHashMap::default(),
+            owner_numbers: FxHashMap::default(),
             last_owner: 0,
             idle_owners: 0,
             turns: BTreeMap::new(),

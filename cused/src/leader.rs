@@ -26,7 +26,7 @@ enum Caller<'a> {
     /// Blocked in its ioctl, waiting for an answer.
     Waiting,
     /// Answered, and stopped on its way out.
-    Led(Box<Led<'a>>, Arc<Process>),
+    Led(Box<Led<'a>>),
     /// Killed, or gone its own way with the interim answer.
     Gone,
 }
@@ -68,10 +68,10 @@ impl<'a> Leader<'a> {
             seized.release();
             return Err(Stop::Abandoned);
         }
-        match seized.lead(process.id(), self.scratches) {
+        match seized.lead(process, self.scratches) {
             Ok(led) => {
                 let usable = led.check();
-                self.caller = Caller::Led(Box::new(led), Arc::clone(process));
+                self.caller = Caller::Led(Box::new(led));
                 Ok(usable?)
             }
             Err(broken) => {
@@ -82,9 +82,9 @@ impl<'a> Leader<'a> {
     }
 
     /// The led caller.
-    pub fn led(&mut self) -> Option<(&mut Led<'a>, &Arc<Process>)> {
+    pub fn led(&mut self) -> Option<&mut Led<'a>> {
         match &mut self.caller {
-            Caller::Led(led, process) => Some((led, process)),
+            Caller::Led(led) => Some(led),
             Caller::Waiting | Caller::Gone => None,
         }
     }
@@ -93,7 +93,7 @@ impl<'a> Leader<'a> {
     /// live to see it; true also for a caller that waits for the ordinary answer.
     pub fn conclude(&mut self, result: i32) -> bool {
         match std::mem::replace(&mut self.caller, Caller::Gone) {
-            Caller::Led(led, _) => led.finish(result),
+            Caller::Led(led) => led.finish(result),
             Caller::Gone => false,
             Caller::Waiting => {
                 self.caller = Caller::Waiting;

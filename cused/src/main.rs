@@ -44,6 +44,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let ready = options.ready_fd.map(inherited).transpose()?;
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     raise_limits();
+    cused::system::ignore_stops();
     let simulator = Simulator::new(&config.simulated).map_err(anyhow::Error::msg)?;
     let limits = ioasid::Limits {
         max_ioasids: config.limits.ioasids,

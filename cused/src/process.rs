@@ -6,16 +6,18 @@
 //! all opens of the node, until that is unmapped: also when it has ended before. As for the
 //! kernel's own VFIO, CAP_IPC_LOCK lifts the limit and not the count.
 
-use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::caller::{self, Tid};
 use crate::failure::Failure;
@@ -152,18 +154,19 @@ fn parse_limit(limits: &str) -> u64 {
 
 /// Whether a thread has CAP_IPC_LOCK over the machine, and not just in a user namespace of its own.
 fn may_lock_anything(tid: Tid) -> bool {
-    const CAP_IPC_LOCK: u64 = 1 << 14;
-    let effective = tid.status().set("CapEff:");
+    static HERE: OnceLock<Option<PathBuf>> = OnceLock::new();
     let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/user")).ok();
-    effective.is_some_and(|set| set & CAP_IPC_LOCK != 0)
-        && namespace(&tid.get().to_string()).is_some_and(|own| namespace("self") == Some(own))
+    let sets = capabilities(Pid::from_raw(tid.get().cast_signed()));
+    sets.is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
+        && namespace(&tid.get().to_string())
+            .is_some_and(|own| HERE.get_or_init(|| namespace("self")).as_ref() == Some(&own))
 }
 
 /// All processes that have called and are still of interest.
 #[derive(Debug, Default)]
 pub struct Processes {
-    by_thread: Mutex<HashMap<u32, Arc<Process>>>,
-    by_id: Mutex<HashMap<u32, Weak<Process>>>,
+    by_thread: Mutex<FxHashMap<u32, Arc<Process>>>,
+    by_id: Mutex<FxHashMap<u32, Weak<Process>>>,
     last_serial: AtomicU64,
 }
 

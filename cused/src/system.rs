@@ -47,6 +47,19 @@ pub fn lift_memlock_limit(tid: Tid) -> Result<(), Errno> {
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 
+/// Has the kernel not send SIGCHLD when a traced thread stops: it would interrupt some thread of ours
+/// at each of the stops that another one is waiting for.
+pub fn ignore_stops() {
+    // SAFETY: all zeroes is a valid sigaction: no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = libc::SIG_DFL;
+    action.sa_flags = libc::SA_NOCLDSTOP;
+    // SAFETY: no code of ours is installed; the action is read from a variable that lives through
+    // the call.
+    let result = unsafe { libc::sigaction(libc::SIGCHLD, &raw const action, ptr::null_mut()) };
+    debug_assert_eq!(result, 0, "SIGCHLD is a signal whose action can be set");
+}
+
 /// What the system call that has just failed said.
 pub fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)

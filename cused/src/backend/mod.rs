@@ -108,8 +108,8 @@ impl Progress {
 
 /// What a command has at hand to change tables with.
 pub struct Effort<'a, 'l> {
-    /// The caller, if it is being led, and its process.
-    pub led: Option<(&'a mut Led<'l>, &'a Arc<Process>)>,
+    /// The caller, if it is being led.
+    pub led: Option<&'a mut Led<'l>>,
     /// Where progress is told.
     pub progress: &'a Progress,
     /// Whether to stop, and why.
@@ -136,7 +136,7 @@ impl<'l> Effort<'_, 'l> {
     /// EFAULT when the caller is none.
     pub fn lead(&mut self, process: &Arc<Process>) -> Result<&mut Led<'l>, Failure> {
         match &mut self.led {
-            Some((led, own)) if Arc::ptr_eq(own, process) => Ok(led),
+            Some(led) if Arc::ptr_eq(led.process(), process) => Ok(led),
             _ => Err(Failure::new(
                 Errno::FAULT,
                 format!(

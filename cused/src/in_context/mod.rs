@@ -63,6 +63,7 @@ mod scratch;
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use rustix::io::{Errno, IoSlice};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -75,6 +76,7 @@ use self::scratch::{PAGE, SLOT, Slot};
 use crate::caller::Tid;
 use crate::failure::Failure;
 use crate::memory::uring::{PARAMETERS as URING_PARAMETERS, REGISTER_BUFFERS};
+use crate::process::Process;
 use crate::system;
 
 /// Why a led call has no result.
@@ -124,11 +126,15 @@ impl Seized {
     }
 
     /// Waits for the caller to leave the kernel: it must have been answered. `process` is its
-    /// process id.
+    /// process.
     ///
     /// # Errors
     /// [`Broken::Gone`]
-    pub fn lead(self, process: u32, scratches: &Scratches) -> Result<Led<'_>, Broken> {
+    pub fn lead<'a>(
+        self,
+        process: &Arc<Process>,
+        scratches: &'a Scratches,
+    ) -> Result<Led<'a>, Broken> {
         let Self { tid, tracee, unfiltered } = self;
         loop {
             match tracee.wait() {
@@ -148,7 +154,7 @@ impl Seized {
         let led = Led {
             tid,
             tracee,
-            process,
+            process: Arc::clone(process),
             scratches,
             registers,
             mask,
@@ -168,7 +174,7 @@ impl Seized {
 pub struct Led<'a> {
     tid: Tid,
     tracee: Tracee,
-    process: u32,
+    process: Arc<Process>,
     scratches: &'a Scratches,
     /// As the caller left the kernel.
     registers: Native,
@@ -214,6 +220,11 @@ impl Led<'_> {
     /// The led thread.
     pub fn tid(&self) -> Tid {
         self.tid
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Arc<Process> {
+        &self.process
     }
 
     /// Whether it can be led through calls. If not, only [`finish`](Self::finish) may follow.
@@ -390,7 +401,7 @@ impl Led<'_> {
     /// Where this thread's slot of scratch memory is.
     fn scratch(&mut self) -> Result<u64, Broken> {
         if self.slot.is_none() {
-            self.slot = self.scratches.claim(self.process, self.tid);
+            self.slot = self.scratches.claim(self.process.id(), self.tid);
         }
         if self.slot.is_none() {
             let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
@@ -398,7 +409,7 @@ impl Led<'_> {
             let nowhere = u64::MAX;
             let page = self.call(Native::CALLS.mmap, [0, PAGE, prot, flags, nowhere, 0])?;
             let page = page.map_err(|error| no_room("a page of memory", error))?;
-            self.slot = self.scratches.adopt(self.process, self.tid, page.cast_unsigned());
+            self.slot = self.scratches.adopt(self.process.id(), self.tid, page.cast_unsigned());
         }
         self.slot.as_ref().map(Slot::address).ok_or_else(interfered)
     }
@@ -455,7 +466,7 @@ impl Led<'_> {
         let (first, second) = numbers.split_at(4);
         let number = |bytes: &[u8]| bytes.try_into().map_or(-1, i32::from_ne_bytes);
         let theirs = [number(first), number(second)];
-        match self.tid.descriptor(theirs[0]) {
+        match self.process.descriptor(self.tid, theirs[0]) {
             Ok(ours) => Ok(Link { ours, theirs }),
             Err(failure) => {
                 // They are closed with the rest; no descriptor of ours belongs to them.

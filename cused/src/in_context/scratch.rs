@@ -62,11 +62,13 @@ impl Scratches {
     pub(super) fn claim(&self, process: u32, tid: Tid) -> Option<Slot<'_>> {
         let mut pages = self.pages.lock();
         let own = pages.get_mut(&process)?;
-        own.retain(|page| page.used != 0 || self.is_marked(tid, page.address));
-        let page = own.iter_mut().find(|page| page.used.count_ones() < SLOTS)?;
-        if !self.is_marked(tid, page.address) {
+        let free = own.iter().position(|page| page.used.count_ones() < SLOTS)?;
+        if !self.is_marked(tid, own[free].address) {
+            // Those that are in use are looked at again when they are not.
+            own.retain(|page| page.used != 0);
             return None;
         }
+        let page = &mut own[free];
         let index = page.used.trailing_ones();
         page.used |= 1 << index;
         Some(Slot { scratches: self, process, page: page.address, index })

@@ -44,7 +44,8 @@ pub(super) struct Maps(BufReader<File>);
 impl Maps {
     pub(super) fn open(tid: Tid) -> io::Result<Self> {
         let file = File::open(format!("/proc/{}/maps", tid.get()))?;
-        Ok(Self(BufReader::with_capacity(64 << 10, file)))
+        // The kernel gives no more than a page at a time.
+        Ok(Self(BufReader::with_capacity(rustix::param::page_size(), file)))
     }
 
     /// The mappings that overlap `range` now, in order of address.

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::fd::{AsRawFd as _, OwnedFd};
-use rustix::fs::{FileType, Mode, OFlags, Statx, fcntl_getfl, open, readlink};
+use rustix::fs::{FileType, Mode, OFlags, Stat, fcntl_getfl, fstat, open, readlink};
 use rustix::io::Errno;
 
 use super::maps::Vma;
@@ -160,14 +160,14 @@ pub(super) fn piece(
 ) -> Result<FilePiece, Failure> {
     let what = || format!("the {}", vma.describe());
     let offset = vma.offset + (from - vma.range.start);
-    let attributes = filesystem::attributes(&file).map_err(|error| refuse(&what(), error))?;
+    let attributes = fstat(&file).map_err(|error| refuse(&what(), error))?;
     file_piece(file, &attributes, offset..offset + (to - from), rights, what)
 }
 
 /// A piece of a file of an accepted file system, of which `what` is said in messages.
 pub(super) fn file_piece(
     file: File,
-    attributes: &Statx,
+    attributes: &Stat,
     Range { start: offset, end }: Range<u64>,
     rights: Rights,
     what: impl Fn() -> String,
@@ -175,9 +175,9 @@ pub(super) fn file_piece(
     let len = end - offset;
     let page = rustix::param::page_size() as u64;
     // hugetlbfs gives its page size as the block size; others give a size that needs no heed.
-    let block = u64::from(attributes.stx_blksize);
+    let block = attributes.st_blksize as u64;
     let alignment = if block > page && filesystem::is_hugetlb(&file) { block } else { page };
-    if end > attributes.stx_size.checked_next_multiple_of(alignment).unwrap_or(u64::MAX) {
+    if end > (attributes.st_size as u64).checked_next_multiple_of(alignment).unwrap_or(u64::MAX) {
         return Err(Failure::new(
             Errno::FAULT,
             format!("part of {} lies behind the end of its file", what()),
@@ -206,7 +206,11 @@ fn refuse(what: &str, error: Errno) -> Failure {
         Errno::NOMEM | Errno::MFILE | Errno::NFILE => Errno::NOMEM,
         _ => Errno::FAULT,
     };
-    Failure::new(errno, format!("{what} cannot be opened or mapped for this: {error}"))
+    let why = match error {
+        Errno::ACCESS => "it was opened with fewer rights".to_owned(),
+        error => error.to_string(),
+    };
+    Failure::new(errno, format!("{what} cannot be opened or mapped for this: {why}"))
 }
 
 pub(super) fn changed(vaddr: u64, size: u64) -> Failure {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{FileType, OFlags, fcntl_getfl};
+use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fstat};
 use rustix::io::Errno;
 
 use super::maps::{Maps, Vma};
@@ -120,9 +120,26 @@ impl Resolver<'_> {
     pub fn file(&self, fd: i32, offset: u64, size: u64) -> Result<(Backing, FileId), Failure> {
         let what = || format!("the file of descriptor {fd}");
         let file = File::from(self.process.descriptor(self.tid, fd)?);
-        let unknown = |error: Errno| Failure::new(Errno::FAULT, format!("{}: {error}", what()));
-        let flags = fcntl_getfl(&file).map_err(unknown)?;
-        let attributes = filesystem::attributes(&file).map_err(unknown)?;
+        let attributes = match filesystem::memory_attributes(&file) {
+            Some(attributes) => attributes,
+            None => self.attributes(&file, fd)?,
+        };
+        let id = FileId { device: attributes.st_dev, inode: attributes.st_ino };
+        let Some(end) = offset.checked_add(size) else {
+            return Err(Failure::new(Errno::FAULT, "no file is that long"));
+        };
+        // Whether it is open for what devices shall do, the kernel says when it is mapped.
+        let piece = mirror::file_piece(file, &attributes, offset..end, self.rights, what)?;
+        Ok((Backing { pieces: vec![Piece::File(piece)], rights: self.rights, pins: vec![] }, id))
+    }
+
+    /// The attributes of a file that is not known to be memory.
+    fn attributes(&self, file: &File, fd: i32) -> Result<Stat, Failure> {
+        let refuse = |error: Errno| {
+            Failure::new(Errno::FAULT, format!("the file of descriptor {fd}: {error}"))
+        };
+        let flags = fcntl_getfl(file).map_err(refuse)?;
+        let attributes = filesystem::attributes(file).map_err(refuse)?;
         let is_file = FileType::from_raw_mode(attributes.stx_mode.into()) == FileType::RegularFile;
         if flags.contains(OFlags::PATH) || !is_file {
             return Err(Failure::unsupported(format!(
@@ -130,36 +147,20 @@ impl Resolver<'_> {
                  hugetlbfs or tmpfs"
             )));
         }
-        let allowed = match self.rights {
-            Rights::ReadOnly => [OFlags::RDONLY, OFlags::RDWR].as_slice(),
-            Rights::ReadWrite => [OFlags::RDWR].as_slice(),
-        };
-        if !allowed.contains(&(flags & OFlags::RWMODE)) {
-            return Err(Failure::new(
-                Errno::PERM,
-                format!("{} is not open for what the devices shall do with it", what()),
-            ));
-        }
-        let device = filesystem::device(&attributes);
-        filesystem::accept(self.tid, device).map_err(|kind| {
+        filesystem::accept(self.tid, filesystem::device(&attributes)).map_err(|kind| {
             Failure::unsupported(format!(
-                "{} is on {kind}; devices can use memfds and files on the kernel's own file systems",
-                what()
+                "the file of descriptor {fd} is on {kind}; devices can use memfds and files on the \
+                 kernel's own file systems"
             ))
         })?;
-        let id = FileId { device, inode: attributes.stx_ino };
-        let Some(end) = offset.checked_add(size) else {
-            return Err(Failure::new(Errno::FAULT, "no file is that long"));
-        };
-        let piece = mirror::file_piece(file, &attributes, offset..end, self.rights, what)?;
-        Ok((Backing { pieces: vec![Piece::File(piece)], rights: self.rights, pins: vec![] }, id))
+        fstat(file).map_err(refuse)
     }
 }
 
 /// Tells one file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileId {
-    device: (u32, u32),
+    device: u64,
     inode: u64,
 }
 
