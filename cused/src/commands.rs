@@ -202,7 +202,7 @@ impl<'a> Command<'a, '_, '_> {
                 (process, source)
             }
         };
-        if self.leader.led().is_none() {
+        if !self.leader.is_leading() {
             self.check_interrupt()?;
         }
         self.map_source(&turn, tid, &process, ioasid, request, source)?;
@@ -263,7 +263,7 @@ impl<'a> Command<'a, '_, '_> {
                         stopped = Some(stop);
                         return Err(why);
                     }
-                    locate(&tables, map.iova, vaddr, leader.led())
+                    locate(&tables, map.iova, vaddr, leader.led()?)
                 };
                 match (resolver.memory(map.vaddr, map.size, &mut locate), stopped) {
                     (_, Some(stop)) => return Err(stop),
@@ -316,17 +316,17 @@ impl<'a> Command<'a, '_, '_> {
     /// Carries out a plan that may take long, with the caller led if it is.
     fn execute(&mut self, turn: &Turn<'_>, plan: Plan) -> Result<u64, Failure> {
         let stop = self.stop();
-        let effort = Effort { led: self.leader.led(), progress: turn.progress(), stop: &stop };
+        let effort = Effort { led: self.leader.led()?, progress: turn.progress(), stop: &stop };
         turn.execute(plan, effort)
     }
 
     /// Why a long command should go no further, to be asked between its steps.
-    fn stop(&mut self) -> impl Fn() -> Result<(), Failure> + use<'a> {
+    fn stop(&self) -> impl Fn() -> Result<(), Failure> + use<'a> {
         let (is_ending, interrupt): (&'a AtomicBool, &'a Interrupt) =
             (&self.host.is_ending, self.interrupt);
         let tid = self.memory.tid();
         // Of the death of a led caller, whose stop looks like a signal to us, we hear otherwise.
-        let is_led = self.leader.led().is_some();
+        let is_led = self.leader.is_leading();
         move || {
             if !is_led && interrupt.is_set() && tid.is_some_and(Tid::is_killed) {
                 return Err(Failure::interrupted());
@@ -722,7 +722,7 @@ impl Command<'_, '_, '_> {
     fn pin(&mut self, backing: &mut Backing) -> Result<(), Failure> {
         let stop = self.stop();
         let pin_there = |vaddr, len| {
-            let led = self.leader.led().ok_or_else(Failure::interrupted)?;
+            let led = self.leader.led()?.ok_or_else(Failure::interrupted)?;
             led.pin(vaddr, len)?.map(Pin::of_ring).map_err(memory::refuse_pin)
         };
         backing.pin(pin_there, stop)

@@ -25,7 +25,9 @@ pub struct Leader<'a> {
 enum Caller<'a> {
     /// Blocked in its ioctl, waiting for an answer.
     Waiting,
-    /// Answered, and stopped on its way out.
+    /// Answered, and on its way out: it will stop there.
+    Answered(Seized, Arc<Process>),
+    /// Stopped on its way out.
     Led(Box<Led<'a>>),
     /// Killed, or gone its own way with the interim answer.
     Gone,
@@ -44,11 +46,11 @@ impl<'a> Leader<'a> {
     /// [`conclude`](Self::conclude).
     ///
     /// # Errors
-    /// EBUSY, EPERM, EOPNOTSUPP: it cannot be led, and why. EINTR: it was killed.
+    /// EBUSY, EPERM: it cannot be led, and why. EINTR: it was killed.
     pub fn begin(&mut self, tid: Tid, process: &Arc<Process>) -> Result<(), Stop> {
         match self.caller {
             Caller::Waiting => {}
-            Caller::Led(..) => return Ok(()),
+            Caller::Answered(..) | Caller::Led(_) => return Ok(()),
             Caller::Gone => return Err(Failure::from(Broken::Gone).into()),
         }
         let Ioctl { unique, interrupt, responder, .. } = *self.request;
@@ -68,24 +70,29 @@ impl<'a> Leader<'a> {
             seized.release();
             return Err(Stop::Abandoned);
         }
-        match seized.lead(process, self.scratches) {
-            Ok(led) => {
-                let usable = led.check();
-                self.caller = Caller::Led(Box::new(led));
-                Ok(usable?)
-            }
-            Err(broken) => {
-                self.caller = Caller::Gone;
-                Err(Failure::from(broken).into())
-            }
-        }
+        self.caller = Caller::Answered(seized, Arc::clone(process));
+        Ok(())
     }
 
-    /// The led caller.
-    pub fn led(&mut self) -> Option<&mut Led<'a>> {
+    /// Whether the caller is being led.
+    pub fn is_leading(&self) -> bool {
+        matches!(self.caller, Caller::Answered(..) | Caller::Led(_))
+    }
+
+    /// The caller, stopped, if it is being led.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP: it cannot be led, and why. EINTR: it was killed.
+    pub fn led(&mut self) -> Result<Option<&mut Led<'a>>, Failure> {
+        self.caller = match std::mem::replace(&mut self.caller, Caller::Gone) {
+            Caller::Answered(seized, process) => {
+                Caller::Led(Box::new(seized.lead(&process, self.scratches)?))
+            }
+            other => other,
+        };
         match &mut self.caller {
-            Caller::Led(led) => Some(led),
-            Caller::Waiting | Caller::Gone => None,
+            Caller::Led(led) => led.check().map(|()| Some(&mut **led)),
+            _ => Ok(None),
         }
     }
 
@@ -93,6 +100,9 @@ impl<'a> Leader<'a> {
     /// live to see it; true also for a caller that waits for the ordinary answer.
     pub fn conclude(&mut self, result: i32) -> bool {
         match std::mem::replace(&mut self.caller, Caller::Gone) {
+            Caller::Answered(seized, process) => {
+                seized.lead(&process, self.scratches).is_ok_and(|led| led.finish(result))
+            }
             Caller::Led(led) => led.finish(result),
             Caller::Gone => false,
             Caller::Waiting => {

@@ -430,11 +430,11 @@ impl Led<'_> {
         };
         send(ours, fd).map_err(|error| no_room("a message", error))?;
         let slot = self.scratch()?;
-        let vector = [slot + place::BYTE, 1];
-        self.put(place::VECTOR, vector.as_bytes())?;
-        // struct msghdr: name, its length, vectors, their number, control, its length, flags.
-        let message =
-            [0, 0, slot + place::VECTOR, 1, slot + place::CONTROL, CONTROL_LEN + 4, 0_u64];
+        // struct msghdr: name, its length, vectors, their number, control, its length, flags; and
+        // the one struct iovec: base, length.
+        let [vector, control, byte] =
+            [place::VECTOR, place::CONTROL, place::BYTE].map(|at| slot + at);
+        let message = [0, 0, vector, 1, control, CONTROL_LEN + 4, 0_u64, byte, 1];
         let message = self.put(place::MESSAGE, message.as_bytes())?;
         let flags = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
         let call = [theirs as u64, message, flags, 0, 0, 0];

@@ -1,7 +1,7 @@
 //! /proc/PID/maps, the kernel's list of what is mapped where in a process.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Seek as _};
+use std::io::{self, BufRead as _, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 
 use crate::caller::Tid;
@@ -39,13 +39,40 @@ impl Vma {
 }
 
 /// The list of one caller, to be read more than once.
-pub(super) struct Maps(BufReader<File>);
+pub(super) struct Maps(BufReader<Growing>);
+
+/// Reads little at first: the kernel writes no more lines than it is asked for, and that takes most
+/// of the time.
+struct Growing {
+    file: File,
+    chunk: usize,
+}
+
+impl Growing {
+    const FIRST: usize = 512;
+}
+
+impl Read for Growing {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = self.chunk.min(buffer.len());
+        self.chunk = self.chunk.saturating_mul(2);
+        self.file.read(&mut buffer[..most])
+    }
+}
+
+impl Seek for Growing {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.chunk = Self::FIRST;
+        self.file.seek(position)
+    }
+}
 
 impl Maps {
     pub(super) fn open(tid: Tid) -> io::Result<Self> {
         let file = File::open(format!("/proc/{}/maps", tid.get()))?;
         // The kernel gives no more than a page at a time.
-        Ok(Self(BufReader::with_capacity(rustix::param::page_size(), file)))
+        let reader = Growing { file, chunk: Growing::FIRST };
+        Ok(Self(BufReader::with_capacity(rustix::param::page_size(), reader)))
     }
 
     /// The mappings that overlap `range` now, in order of address.
