@@ -80,15 +80,15 @@ impl Context {
         give_up: impl Fn() -> Result<(), E>,
     ) -> Result<Turn<'_>, E> {
         let mut state = self.state.lock();
-        while state.turns.values().any(|turn| turn.conflicts(claims)) {
+        while state.turns.iter().any(|turn| turn.conflicts(claims)) {
             give_up()?;
             self.freed.wait_for(&mut state, LOOK);
         }
         state.last_turn += 1;
         let number = state.last_turn;
         let progress = Arc::new(Progress::default());
-        let holder = Holder { claims: claims.to_vec(), progress: Arc::clone(&progress), led: None };
-        state.turns.insert(number, holder);
+        let (claims, progress_told) = (claims.to_vec(), Arc::clone(&progress));
+        state.turns.push(Holder { number, claims, progress: progress_told, led: None });
         Ok(Turn { context: self, number, progress })
     }
 
@@ -111,7 +111,7 @@ impl Context {
         let end = move || {
             std::thread::sleep(CLOSED_GRACE);
             if let Some(context) = context.upgrade() {
-                context.state.lock().turns.values().for_each(Holder::kill);
+                context.state.lock().turns.iter().for_each(Holder::kill);
             }
         };
         if let Err(error) = std::thread::Builder::new().name("closed".into()).spawn(end) {
@@ -123,6 +123,7 @@ impl Context {
 /// Who has a turn.
 #[derive(Debug)]
 struct Holder {
+    number: u64,
     claims: Vec<Claim>,
     progress: Arc<Progress>,
     /// The process that is being led.
@@ -163,7 +164,8 @@ impl Turn<'_> {
 
     /// Notes whose thread is being led.
     pub fn leads(&self, process: &Arc<Process>) {
-        if let Some(holder) = self.context.state.lock().turns.get_mut(&self.number) {
+        let mut state = self.context.state.lock();
+        if let Some(holder) = state.turns.iter_mut().find(|holder| holder.number == self.number) {
             holder.led = Some(Arc::clone(process));
         }
     }
@@ -205,7 +207,7 @@ impl Turn<'_> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut state = self.context.state.lock();
-        state.turns.remove(&self.number);
+        state.turns.retain(|holder| holder.number != self.number);
         let last = state.is_released && state.turns.is_empty();
         let garbage = last.then(|| state.release());
         drop(state);
@@ -245,7 +247,7 @@ pub struct State {
     last_owner: u32,
     /// Owners that have no memory here any more.
     idle_owners: usize,
-    turns: BTreeMap<u64, Holder>,
+    turns: Vec<Holder>,
     last_turn: u64,
     is_released: bool,
 }
@@ -298,7 +300,7 @@ impl State {
             owner_numbers: FxHashMap::default(),
             last_owner: 0,
             idle_owners: 0,
-            turns: BTreeMap::new(),
+            turns: Vec::new(),
             last_turn: 0,
             is_released: false,
         }
@@ -332,7 +334,7 @@ impl State {
     /// How far the command has got that works on an I/O address space: done and total bytes.
     pub fn progress(&self, ioasid: Ioasid) -> (u64, u64) {
         let claim = [Claim::Space(ioasid)];
-        let turn = self.turns.values().find(|turn| turn.conflicts(&claim));
+        let turn = self.turns.iter().find(|turn| turn.conflicts(&claim));
         turn.map_or((0, 0), |turn| turn.progress.get())
     }
 

@@ -17,7 +17,6 @@
 //! execve sends it to the other threads; and since the kernel announces only the first signal
 //! of a request, whoever got another one is watched from then on.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -34,7 +33,7 @@ const WATCH: Duration = Duration::from_millis(5);
 
 /// The requests in such a stage, by their number.
 #[derive(Clone, Debug, Default)]
-pub struct Stages(Arc<Mutex<BTreeMap<u64, Stage>>>);
+pub struct Stages(Arc<Mutex<Vec<(u64, Stage)>>>);
 
 #[derive(Debug)]
 enum Stage {
@@ -91,7 +90,7 @@ impl Stages {
         stage: Stage,
         act: impl FnOnce() -> T,
     ) -> Result<(T, bool), Stop> {
-        self.0.lock().insert(unique, stage);
+        self.0.lock().push((unique, stage));
         // An interrupt is marked before `interrupted` is called: one that came too early for it is
         // seen here.
         if interrupt.is_set() {
@@ -106,13 +105,16 @@ impl Stages {
 
     /// Ends a stage, unless it has been given up.
     fn leave(&self, unique: u64) -> bool {
-        self.0.lock().remove(&unique).is_some()
+        let mut stages = self.0.lock();
+        let place = stages.iter().position(|&(other, _)| other == unique);
+        place.map(|place| stages.swap_remove(place)).is_some()
     }
 
     /// The caller of `unique` has got a signal. Some: what it shall be answered now.
     pub fn interrupted(&self, unique: u64) -> Option<WayOut> {
         let mut stages = self.0.lock();
-        let way_out = match stages.get_mut(&unique)? {
+        let place = stages.iter().position(|&(other, _)| other == unique)?;
+        let way_out = match &mut stages[place].1 {
             Stage::Reading => WayOut::Restart,
             Stage::Seizing { tid, .. } if tid.is_killed() => WayOut::Fail(Errno::INTR),
             Stage::Seizing { watched, .. } => {
@@ -122,7 +124,7 @@ impl Stages {
                 return None;
             }
         };
-        stages.remove(&unique);
+        stages.swap_remove(place);
         Some(way_out)
     }
 
@@ -133,14 +135,15 @@ impl Stages {
         let look = move || loop {
             thread::sleep(WATCH);
             let mut stages = stages.lock();
-            stages.retain(|_, stage| match stage {
+            stages.retain(|(_, stage)| match stage {
                 Stage::Seizing { tid, remote, watched: true } if tid.is_killed() => {
                     remote.fail(Errno::INTR);
                     false
                 }
                 _ => true,
             });
-            if !stages.values().any(|stage| matches!(stage, Stage::Seizing { watched: true, .. })) {
+            let is_watched = |stage: &Stage| matches!(stage, Stage::Seizing { watched: true, .. });
+            if !stages.iter().any(|(_, stage)| is_watched(stage)) {
                 return;
             }
         };
@@ -193,7 +196,7 @@ mod tests {
         let stages = Stages::default();
         let tid = Tid::new(1).expect("a thread");
         let (released, is_released) = mpsc::channel();
-        let seize = || drop(stages.0.lock().remove(&4));
+        let seize = || assert!(stages.leave(4));
         let remote = Responder::detached().remote();
         let result = stages.seizing((4, tid), remote, &Interrupt::new(), seize, |()| {
             released.send(()).expect("listening");
