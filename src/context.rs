@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use crate::nesting::Budget;
 use crate::plan::{Basis, Commit};
 use crate::registered::Registrations;
 use crate::space::{Charge, Mapping, Shape, Space};
 use crate::table::{Device, Table, names};
 use crate::{
-    Change, Cookie, DeviceId, Entry, Error, Geometry, GroupId, Ioasid, MemoryId, Owner, Plan, Prot,
-    Range,
+    Change, Cookie, DeviceId, Error, Geometry, GroupId, Ioasid, MemoryId, Owner, Plan, Prot, Range,
 };
 
 /// How much one context may have.
@@ -68,6 +68,8 @@ pub enum MapKind {
     File,
     /// Registers of a device: never charged. The rules of registration do not apply.
     Device,
+    /// In a child: leads to the parent's address `vaddr`, and to no memory by itself. Never charged.
+    Nested,
 }
 
 /// What to unmap.
@@ -122,6 +124,27 @@ impl Context {
     /// [`Error::TooManyIoasids`]; [`Error::NumbersUsedUp`] after 2^31 - 1 of them, as the number
     /// is the result of an ioctl.
     pub fn alloc(&mut self) -> Result<Ioasid, Error> {
+        self.add(Space::default())
+    }
+
+    /// Makes an empty I/O address space whose addresses are translated again by `parent`
+    /// (`IOASID_CREATE_NESTING`).
+    ///
+    /// # Errors
+    /// Those of [`alloc`](Self::alloc), and the states in which `parent` takes no command.
+    pub fn create_nesting(&mut self, parent: Ioasid) -> Result<Ioasid, Error> {
+        self.usable_space(parent)?;
+        let mut space = Space::default();
+        space.parent = Some(parent);
+        let child = self.add(space)?;
+        if let Some(space) = self.spaces.get_mut(&parent) {
+            space.children.insert(child);
+        }
+        self.touch_space(parent);
+        Ok(child)
+    }
+
+    fn add(&mut self, space: Space) -> Result<Ioasid, Error> {
         let max = self.limits.max_ioasids;
         if self.spaces.len() >= max as usize {
             return Err(Error::TooManyIoasids { max });
@@ -129,7 +152,7 @@ impl Context {
         let number = next_number(self.last_ioasid)?;
         let ioasid = Ioasid::try_from(number)?;
         self.last_ioasid = number;
-        self.spaces.insert(ioasid, Space::default());
+        self.spaces.insert(ioasid, space);
         self.touch_space(ioasid);
         Ok(ioasid)
     }
@@ -172,11 +195,11 @@ impl Context {
             geometry,
             simulated,
             devices: vec![],
-            shows: None,
+            path: vec![],
             broken: false,
             generation: 0,
         });
-        table.devices.push(Device { id, name, cookie, attached: false });
+        table.devices.push(Device { id, name, cookie, level: 0 });
         self.devices.insert(id, group);
         self.last_device = id.0;
         self.touch_table(group);
@@ -194,6 +217,7 @@ impl Context {
     /// gives.
     pub fn check_map(&self, ioasid: Ioasid, map: Map) -> Result<(), Error> {
         let space = self.usable_space(ioasid)?;
+        check_unbound(ioasid, space)?;
         let Shape { geometry, .. } = self.shape(ioasid, space)?;
         if !map.prot.read && !map.prot.write {
             return Err(Error::NoAccess);
@@ -213,40 +237,92 @@ impl Context {
     }
 
     /// Lets the attached devices reach `memory` (`IOASID_MAP_DMA`). No other mapping or registration
-    /// that exists has this `memory`.
+    /// that exists has this `memory`. Of a child, kind and owner are not looked at, nor is `memory`.
     ///
     /// # Errors
     /// Those of [`check_map`](Self::check_map); for [`MapKind::Memory`],
-    /// [`Error::OutsideRegistered`].
+    /// [`Error::OutsideRegistered`]; [`Error::TooManyPieces`].
     pub fn plan_map(&self, ioasid: Ioasid, map: Map, memory: MemoryId) -> Result<Plan, Error> {
         self.check_map(ioasid, map)?;
-        let Map { iova, size, vaddr, prot, owner, kind } = map;
+        let Map { iova, size, vaddr, prot, owner, mut kind } = map;
+        let space = self.space(ioasid)?;
+        if space.parent.is_some() {
+            kind = MapKind::Nested;
+        }
         let source = match kind {
             MapKind::Memory => self.source(owner, vaddr, size)?.map(|(source, _)| source),
-            MapKind::File | MapKind::Device => None,
+            MapKind::File | MapKind::Device | MapKind::Nested => None,
         };
         let charge = match kind {
-            MapKind::Device => Charge::Nothing,
+            MapKind::Device | MapKind::Nested => Charge::Nothing,
             MapKind::Memory if source.is_some() => Charge::Registered,
             MapKind::Memory | MapKind::File => Charge::Own,
         };
         let last = iova + (size - 1);
         let mapping = Mapping { last, vaddr, memory, owner, prot, kind, charge };
-        let space = self.space(ioasid)?;
-        let entry = Entry { iova, size, prot, memory, offset: 0 };
-        let changes = space.tables.iter().map(|&group| Change::Map { group, entry }).collect();
-        let basis = Basis { source, ..Basis::space(ioasid, space) };
+        let mapped = Range::new(iova, last).ok_or(Error::ZeroSize)?;
+        let changes = self.additions(ioasid, mapped, &mapping, &mut Budget::new(ioasid))?;
+        let basis = Basis { sources: source.into_iter().collect(), ..self.basis(ioasid) };
         let charge = space.charge(iova, &mapping);
-        Ok(Plan { basis, changes, commit: Commit::Map { ioasid, iova, mapping }, charge })
+        let added = vec![(iova, mapping)];
+        Ok(Plan { basis, changes, commit: Commit::Map { ioasid, added }, charge })
+    }
+
+    /// The same for several mappings of registered memory, all of them or none, in less time than one
+    /// after another.
+    ///
+    /// # Errors
+    /// What one of them would give; [`Error::OutsideRegistered`] also for memory that is not
+    /// registered where nothing is, and [`Error::NoChild`] never.
+    pub fn plan_map_registered(
+        &self,
+        ioasid: Ioasid,
+        maps: &[(Map, MemoryId)],
+    ) -> Result<Plan, Error> {
+        let (mut sources, mut changes) = (Vec::with_capacity(maps.len()), vec![]);
+        let mut added: BTreeMap<u64, Mapping> = BTreeMap::new();
+        let mut budget = Budget::new(ioasid);
+        for &(map, memory) in maps {
+            self.check_map(ioasid, map)?;
+            let Map { iova, size, vaddr, prot, owner, .. } = map;
+            let range = no_wrap("IOVA", iova, size)?;
+            let below = added.range(..=range.last()).next_back();
+            if let Some(mapped) = below
+                .and_then(|(&start, mapping)| Range::new(start, mapping.last))
+                .filter(|mapped| mapped.last() >= iova)
+            {
+                return Err(Error::Overlap { ioasid, range, mapped });
+            }
+            let memory_range = no_wrap("vaddr", vaddr, size)?;
+            let outside = Error::OutsideRegistered { range: memory_range };
+            let (source, _) = self.source(owner, vaddr, size)?.ok_or(outside)?;
+            let (kind, charge) = (MapKind::Memory, Charge::Registered);
+            let mapping = Mapping { last: range.last(), vaddr, memory, owner, prot, kind, charge };
+            changes.extend(self.additions(ioasid, range, &mapping, &mut budget)?);
+            sources.push(source);
+            added.insert(iova, mapping);
+        }
+        let space = self.space(ioasid)?;
+        let max = self.shape(ioasid, space)?.geometry.max_mappings.min(self.limits.max_mappings);
+        if space.len() + added.len() > max as usize {
+            return Err(Error::TooManyMappings { ioasid, max });
+        }
+        // A table at a time, which has less to do then.
+        changes.sort_by_key(|change| change.group());
+        let basis = Basis { sources, ..self.basis(ioasid) };
+        let added = added.into_iter().collect();
+        Ok(Plan::new(basis, changes, Commit::Map { ioasid, added }))
     }
 
     /// Takes memory away from devices again (`IOASID_UNMAP_DMA`). Where nothing is mapped, nothing
     /// is done and 0 bytes are reported, as by VFIO type1.
     ///
     /// # Errors
-    /// Those of `IOASID_UNMAP_DMA`, in the order that the crate's page gives.
+    /// Those of `IOASID_UNMAP_DMA`, in the order that the crate's page gives; [`Error::TooManyPieces`],
+    /// but never for [`Unmap::All`].
     pub fn plan_unmap(&self, ioasid: Ioasid, unmap: Unmap) -> Result<Plan, Error> {
         let space = self.usable_space(ioasid)?;
+        check_unbound(ioasid, space)?;
         let Shape { geometry, .. } = self.shape(ioasid, space)?;
         let range = match unmap {
             Unmap::Range { iova, size } => aligned_range(ioasid, geometry, iova, size)?,
@@ -254,16 +330,11 @@ impl Context {
         };
         let inside = space.inside(range);
         let Some(range) = inside.map_err(|mapped| Error::Splits { ioasid, range, mapped })? else {
-            return Ok(Plan::new(Basis::space(ioasid, space), vec![], Commit::Nothing));
+            return Ok(Plan::new(self.basis(ioasid), vec![], Commit::Nothing));
         };
-        let change = |&group: &GroupId| match unmap {
-            Unmap::All => Change::Clear { group },
-            Unmap::Range { .. } => {
-                Change::Unmap { group, iova: range.start(), size: range.bytes() as u64 }
-            }
-        };
-        let changes = space.tables.iter().map(change).collect();
-        Ok(Plan::new(Basis::space(ioasid, space), changes, Commit::Unmap { ioasid, range }))
+        let gone = if unmap == Unmap::All { Range::ALL } else { range };
+        let changes = self.removals(ioasid, gone, &mut Budget::new(ioasid))?;
+        Ok(Plan::new(self.basis(ioasid), changes, Commit::Unmap { ioasid, range }))
     }
 
     /// Removes an I/O address space and all that is mapped in it (`IOASID_FREE`).
@@ -273,10 +344,13 @@ impl Context {
     pub fn plan_free(&self, ioasid: Ioasid) -> Result<Plan, Error> {
         let space = self.space(ioasid)?;
         if !space.tables.is_empty() {
-            let devices = names(self.attached_devices(space));
+            let devices = names(self.attached_devices(ioasid, space));
             return Err(Error::SpaceInUse { ioasid, devices });
         }
-        Ok(Plan::new(Basis::space(ioasid, space), vec![], Commit::Free { ioasid }))
+        if let Some(&child) = space.children.first() {
+            return Err(Error::HasChild { ioasid, child });
+        }
+        Ok(Plan::new(self.basis(ioasid), vec![], Commit::Free { ioasid }))
     }
 }
 
@@ -287,40 +361,57 @@ impl Context {
     ///
     /// # Errors
     /// Those of `IOASID_ATTACH_DEVICE`, in the order of its documentation; [`Error::TableBroken`]
-    /// if the IOASID takes no command.
+    /// if the IOASID takes no command; [`Error::TooManyPieces`].
     pub fn plan_attach(&self, device: DeviceId, ioasid: Ioasid) -> Result<Plan, Error> {
         let (group, table, member) = self.device(device)?;
         let space = self.space(ioasid)?;
-        check_unattached(table, member, ioasid)?;
+        check_unattached(table, member, ioasid, space)?;
         self.check_tables_intact(ioasid, space)?;
         let mut changes = vec![];
-        if table.shows.is_none() {
-            self.check_compatible(table, member, ioasid, space)?;
-            if table.broken {
+        if table.path.len() == member.level {
+            let entries = self.check_compatible(table, member, ioasid, space)?;
+            let shown = table.shows().and_then(|shown| self.spaces.get(&shown));
+            if table.broken || shown.is_some_and(|shown| shown.len() > 0) {
                 changes.push(Change::Clear { group });
             }
-            if space.len() > 0 {
+            if entries > 0 {
                 changes.push(Change::Fill { group, ioasid });
             }
         }
-        let basis = Basis::space(ioasid, space).and_group(group, table);
+        let basis = self.basis(ioasid).and_group(group, table);
         Ok(Plan::new(basis, changes, Commit::Attach { device, ioasid }))
     }
 
     /// Undoes an attach (`IOASID_DETACH_DEVICE`). With the last device of its group, the group's
-    /// table is cleared. The IOASID keeps its mappings and, without a table, its last properties.
+    /// table shows what the IOASID is nested on, or is cleared. The IOASID keeps its mappings and,
+    /// without a table, its last properties.
     ///
     /// # Errors
-    /// [`Error::NoDevice`], [`Error::NoIoasid`], [`Error::NotAttached`].
+    /// [`Error::NoDevice`], [`Error::NoIoasid`], [`Error::NotAttached`],
+    /// [`Error::AttachedToChild`]; [`Error::TableTooSmall`] and [`Error::TooManyPieces`] for the
+    /// parent, which can be unmapped then.
     pub fn plan_detach(&self, device: DeviceId, ioasid: Ioasid) -> Result<Plan, Error> {
         let (group, table, member) = self.device(device)?;
-        let space = self.space(ioasid)?;
-        if !member.attached || table.shows != Some(ioasid) {
-            return Err(Error::NotAttached { device: member.name.clone(), ioasid });
+        self.space(ioasid)?;
+        let name = || member.name.clone();
+        match table.path_of(member) {
+            [.., deepest] if *deepest == ioasid => {}
+            [.., child] if table.path_of(member).contains(&ioasid) => {
+                return Err(Error::AttachedToChild { device: name(), ioasid, child: *child });
+            }
+            _ => return Err(Error::NotAttached { device: name(), ioasid }),
         }
-        let last = table.is_last_attached(device);
-        let changes = if last { vec![Change::Clear { group }] } else { vec![] };
-        let basis = Basis::space(ioasid, space).and_group(group, table);
+        let mut changes = vec![];
+        if table.level_without(device) < member.level {
+            changes.push(Change::Clear { group });
+            let parent = table.path.iter().rev().nth(1).copied();
+            if let Some(ioasid) = parent
+                && self.check_table_size(table, member, ioasid)? > 0
+            {
+                changes.push(Change::Fill { group, ioasid });
+            }
+        }
+        let basis = self.basis(ioasid).and_group(group, table);
         Ok(Plan::new(basis, changes, Commit::Detach { device }))
     }
 
@@ -330,11 +421,9 @@ impl Context {
     /// [`Error::NoDevice`], [`Error::DeviceAttached`].
     pub fn plan_unbind(&self, device: DeviceId) -> Result<Plan, Error> {
         let (group, table, member) = self.device(device)?;
-        match table.shows {
-            Some(ioasid) if member.attached => {
-                Err(Error::DeviceAttached { device: member.name.clone(), ioasid })
-            }
-            _ => {
+        match table.path_of(member) {
+            &[.., ioasid] => Err(Error::DeviceAttached { device: member.name.clone(), ioasid }),
+            [] => {
                 let basis = Basis::default().and_group(group, table);
                 Ok(Plan::new(basis, vec![], Commit::Unbind { device }))
             }
@@ -345,7 +434,7 @@ impl Context {
     /// [`Outcome::failures`](crate::Outcome::failures); they stop nothing. The plan never becomes
     /// stale: if the context has changed since, tables may be left uncleared.
     pub fn plan_release(&self) -> Plan {
-        let used = self.tables.iter().filter(|(_, table)| table.shows.is_some() || table.broken);
+        let used = self.tables.iter().filter(|(_, table)| table.shows().is_some() || table.broken);
         let changes = used.map(|(&group, _)| Change::Clear { group }).collect();
         Plan::new(Basis::default(), changes, Commit::Release)
     }
@@ -359,12 +448,21 @@ impl Context {
         self.last_generation
     }
 
-    /// A space has changed.
+    /// A space has changed, and with it all those that are nested on the same.
     pub(crate) fn touch_space(&mut self, ioasid: Ioasid) {
         let generation = self.next_generation();
-        if let Some(space) = self.spaces.get_mut(&ioasid) {
+        let root = self.root_of(ioasid);
+        if let Some(space) = self.spaces.get_mut(&root) {
             space.generation = generation;
         }
+    }
+
+    /// That a plan depends on an address space as it is now, and on all those that are nested on
+    /// the same.
+    pub(crate) fn basis(&self, ioasid: Ioasid) -> Basis {
+        let root = self.root_of(ioasid);
+        let generation = self.spaces.get(&root).map(|space| (root, space.generation));
+        Basis { space: generation, ..Basis::default() }
     }
 
     /// A table has changed, and with it what it shows: commands on that depend on whether the group
@@ -373,7 +471,7 @@ impl Context {
         let generation = self.next_generation();
         let Some(table) = self.tables.get_mut(&group) else { return };
         table.generation = generation;
-        if let Some(ioasid) = table.shows {
+        if let Some(ioasid) = table.shows() {
             self.touch_space(ioasid);
         }
     }
@@ -393,7 +491,7 @@ impl Context {
         Ok((group, table, member.ok_or(Error::NoDevice(device))?))
     }
 
-    /// The tables that show an address space.
+    /// The tables of the devices that are attached to an address space.
     pub(crate) fn tables_of<'a>(&'a self, space: &'a Space) -> impl Iterator<Item = &'a Table> {
         space.tables.iter().filter_map(|group| self.tables.get(group))
     }
@@ -401,9 +499,10 @@ impl Context {
     /// The devices that are attached to an address space.
     pub(crate) fn attached_devices<'a>(
         &'a self,
+        ioasid: Ioasid,
         space: &'a Space,
     ) -> impl Iterator<Item = &'a Device> {
-        self.tables_of(space).flat_map(|table| table.attached(true))
+        self.tables_of(space).flat_map(move |table| table.devices_of(ioasid, true))
     }
 
     /// An address space that takes commands.
@@ -411,9 +510,9 @@ impl Context {
         let space = self.space(ioasid)?;
         self.shape(ioasid, space)?;
         self.check_tables_intact(ioasid, space)?;
-        if let Some(table) = self.tables_of(space).find(|table| table.is_partial()) {
-            let attached = names(table.attached(true));
-            let missing = names(table.attached(false));
+        if let Some(table) = self.tables_of(space).find(|table| table.is_partial(ioasid)) {
+            let attached = names(table.devices_of(ioasid, true));
+            let missing = names(table.devices_of(ioasid, false));
             return Err(Error::PartialGroup { ioasid, attached, missing });
         }
         Ok(space)
@@ -425,20 +524,39 @@ impl Context {
 
     fn check_tables_intact(&self, ioasid: Ioasid, space: &Space) -> Result<(), Error> {
         match self.tables_of(space).find(|table| table.broken) {
-            Some(table) => Err(Error::TableBroken { ioasid, devices: names(table.attached(true)) }),
+            Some(table) => {
+                let devices = names(table.devices_of(ioasid, true));
+                Err(Error::TableBroken { ioasid, devices })
+            }
             None => Ok(()),
         }
     }
 
+    /// A table must be able to hold what it is to show. Returns how many entries that takes.
+    fn check_table_size(
+        &self,
+        table: &Table,
+        member: &Device,
+        ioasid: Ioasid,
+    ) -> Result<usize, Error> {
+        let max = table.geometry.max_mappings;
+        match self.count_entries(ioasid, max)? {
+            entries if entries > max as usize => {
+                Err(Error::TableTooSmall { ioasid, device: member.name.clone(), max })
+            }
+            entries => Ok(entries),
+        }
+    }
+
     /// A table that is to show an address space must be able to hold what it maps, and have
-    /// something in common with the tables that show it already.
+    /// something in common with the tables that show it already. Returns how many entries it takes.
     fn check_compatible(
         &self,
         table: &Table,
         member: &Device,
         ioasid: Ioasid,
         space: &Space,
-    ) -> Result<(), Error> {
+    ) -> Result<usize, Error> {
         let device = || member.name.clone();
         let others = if space.tables.is_empty() { None } else { space.shape.as_ref() };
         let own = &table.geometry;
@@ -465,11 +583,7 @@ impl Context {
                 return Err(Error::MappingReserved { ioasid, device: device(), mapped, reserved });
             }
         }
-        if space.len() > own.max_mappings as usize {
-            let (mappings, max) = (space.len(), own.max_mappings);
-            return Err(Error::TableTooSmall { ioasid, device: device(), mappings, max });
-        }
-        Ok(())
+        self.check_table_size(table, member, ioasid)
     }
 }
 
@@ -478,23 +592,50 @@ fn next_number(last: u32) -> Result<u32, Error> {
     if last < i32::MAX as u32 { Ok(last + 1) } else { Err(Error::NumbersUsedUp) }
 }
 
-/// A device can be attached once, and only to what the table of its group shows already.
-fn check_unattached(table: &Table, member: &Device, ioasid: Ioasid) -> Result<(), Error> {
+/// A device can be attached once at each level, after its parent, and only to what the table of its
+/// group shows already.
+fn check_unattached(
+    table: &Table,
+    member: &Device,
+    ioasid: Ioasid,
+    space: &Space,
+) -> Result<(), Error> {
     let device = || member.name.clone();
-    match table.shows {
-        Some(shown) if member.attached => {
-            Err(Error::AlreadyAttached { device: device(), ioasid: shown })
+    let own = table.path_of(member);
+    match (own.last(), space.parent) {
+        (Some(&ioasid), None) => return Err(Error::AlreadyAttached { device: device(), ioasid }),
+        (_, Some(_)) if own.contains(&ioasid) => {
+            return Err(Error::AlreadyAttached { device: device(), ioasid });
         }
-        Some(shown) if shown != ioasid => {
-            let siblings = names(table.attached(true));
+        (attached, Some(parent)) if attached != Some(&parent) => {
+            return match own.iter().position(|&member| member == parent) {
+                Some(place) => {
+                    Err(Error::AlreadyAttached { device: device(), ioasid: own[place + 1] })
+                }
+                None => Err(Error::NotOnParent { device: device(), ioasid, parent }),
+            };
+        }
+        _ => {}
+    }
+    match table.path.get(member.level) {
+        Some(&shown) if shown != ioasid => {
+            let siblings = names(table.devices_of(shown, true));
             Err(Error::SiblingElsewhere { device: device(), siblings, ioasid: shown })
         }
         _ => Ok(()),
     }
 }
 
+/// What is read from a table of the program cannot be changed otherwise.
+pub(crate) fn check_unbound(ioasid: Ioasid, space: &Space) -> Result<(), Error> {
+    match space.bound {
+        Some(_) => Err(Error::TableBound { ioasid }),
+        None => Ok(()),
+    }
+}
+
 /// The IOVAs of a command: some, aligned, and within 64 bits.
-fn aligned_range(
+pub(crate) fn aligned_range(
     ioasid: Ioasid,
     geometry: &Geometry,
     iova: u64,

@@ -22,6 +22,17 @@ pub enum Error {
     )]
     NoDevice(DeviceId),
     #[error(
+        "the pages of IOASID {0} that devices write are not tracked: begin with IOASID_DIRTY_START"
+    )]
+    NotTracking(Ioasid),
+    #[error(
+        "a bit is to stand for {page:#x} bytes, and the smallest page of IOASID {ioasid} has \
+         {smallest:#x}: use that"
+    )]
+    WrongPage { ioasid: Ioasid, page: u64, smallest: u64 },
+    #[error("no table of the program is bound to IOASID {0}")]
+    NotBound(Ioasid),
+    #[error(
         "device \"{device}\" is not attached to IOASID {ioasid}, so it cannot be detached from it"
     )]
     NotAttached { device: String, ioasid: Ioasid },
@@ -43,6 +54,25 @@ pub enum Error {
         "IOASID {ioasid} cannot be freed while devices are attached to it: detach {devices} first"
     )]
     SpaceInUse { ioasid: Ioasid, devices: String },
+    #[error(
+        "IOASID {ioasid} cannot be freed while IOASID {child} is nested on it: free that first"
+    )]
+    HasChild { ioasid: Ioasid, child: Ioasid },
+    #[error(
+        "device \"{device}\" cannot be detached from IOASID {ioasid} while it is attached to IOASID \
+         {child}, which is nested on it: detach it from that first"
+    )]
+    AttachedToChild { device: String, ioasid: Ioasid, child: Ioasid },
+    #[error(
+        "a page table of the program is bound to IOASID {ioasid}, so that it takes no MAP, UNMAP or \
+         other table: change that table and invalidate, or unbind it"
+    )]
+    TableBound { ioasid: Ioasid },
+    #[error(
+        "IOASID {ioasid} has mappings that were made by MAP, so that no page table can be bound to \
+         it: unmap them first"
+    )]
+    HasMappings { ioasid: Ioasid },
     #[error("device \"{device}\" is attached to IOASID {ioasid} already")]
     AlreadyAttached { device: String, ioasid: Ioasid },
     #[error(
@@ -89,6 +119,19 @@ pub enum Error {
          usable IOVAs or kind, though they share one I/O page table"
     )]
     GroupDiffers { device: String },
+
+    // What fits only a child.
+    #[error(
+        "IOASID {ioasid} is nested on IOASID {parent}: attach device \"{device}\" to that first"
+    )]
+    NotOnParent { device: String, ioasid: Ioasid, parent: Ioasid },
+    #[error(
+        "IOASID {0} is nested on no other, and only a child can translate by a table of the program: \
+         make one with IOASID_CREATE_NESTING"
+    )]
+    NoChild(Ioasid),
+    #[error("nothing is bound to IOASID {0}, so that there is nothing to invalidate")]
+    NothingBound(Ioasid),
 
     // Malformed arguments.
     #[error(
@@ -156,14 +199,19 @@ pub enum Error {
     )]
     TooManyMappings { ioasid: Ioasid, max: u32 },
     #[error(
+        "what IOASID {ioasid} and those nested with it map gives more than {max} pieces when it is \
+         put together, or is as much work: map less, or not the same place so often"
+    )]
+    TooManyPieces { ioasid: Ioasid, max: usize },
+    #[error(
         "this context has {max} registered ranges of memory, as many as it may have: unregister one"
     )]
     TooManyRegistered { max: u32 },
     #[error(
-        "IOASID {ioasid} has {mappings} mappings, and the I/O page table of device \"{device}\" \
-         holds {max}: unmap some, or use another IOASID"
+        "what IOASID {ioasid} maps takes more than {max} entries of an I/O page table, and that of \
+         device \"{device}\" holds no more: unmap some, or use another IOASID"
     )]
-    TableTooSmall { ioasid: Ioasid, device: String, mappings: usize, max: u32 },
+    TableTooSmall { ioasid: Ioasid, device: String, max: u32 },
 }
 
 impl Error {
@@ -173,6 +221,7 @@ impl Error {
             Self::NoIoasid(_)
             | Self::NoDevice(_)
             | Self::NotAttached { .. }
+            | Self::NotBound(_)
             | Self::NotRegistered { .. } => errno::ENOENT,
             Self::NeverAttached(_) => errno::ENODEV,
             Self::TableBroken { .. }
@@ -185,8 +234,17 @@ impl Error {
             | Self::DeviceAttached { .. }
             | Self::AlreadyBound { .. }
             | Self::RegisteredInUse { .. }
+            | Self::HasChild { .. }
+            | Self::AttachedToChild { .. }
+            | Self::TableBound { .. }
+            | Self::HasMappings { .. }
             | Self::StalePlan => errno::EBUSY,
             Self::NoAccess
+            | Self::NotOnParent { .. }
+            | Self::NoChild(_)
+            | Self::NotTracking(_)
+            | Self::WrongPage { .. }
+            | Self::NothingBound(_)
             | Self::ZeroSize
             | Self::Misaligned { .. }
             | Self::OutsideAperture { .. }
@@ -203,6 +261,7 @@ impl Error {
             | Self::NumbersUsedUp
             | Self::TooManyMappings { .. }
             | Self::TooManyRegistered { .. }
+            | Self::TooManyPieces { .. }
             | Self::TableTooSmall { .. } => errno::ENOSPC,
         }
     }

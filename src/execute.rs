@@ -13,7 +13,7 @@ impl Contents for Context {
     }
 
     fn shown(&self, group: GroupId) -> Option<Ioasid> {
-        self.tables.get(&group)?.shows
+        self.tables.get(&group)?.shows()
     }
 }
 
@@ -53,15 +53,46 @@ impl Plan {
         if self.commit == Commit::Release {
             return Ok(Carried { failures: make_all(&self.changes, contents, hardware) });
         }
-        for (place, &change) in self.changes.iter().enumerate() {
-            let Err(error) = make(change, contents, hardware) else { continue };
-            // A table may have been filled in part.
-            let done = if matches!(change, Change::Fill { .. }) { place + 1 } else { place };
-            let broken = undo_all(&self.changes[..done], contents, hardware);
-            return Err(Undone { change, error, broken });
+        let mut place = 0;
+        while let Some(&change) = self.changes.get(place) {
+            let (made, result) = match additions(&self.changes[place..]) {
+                Some((group, entries)) => match hardware.map_all(group, &entries) {
+                    Ok(()) => (entries.len(), Ok(())),
+                    Err((done, error)) => (done, Err(error)),
+                },
+                None => match make(change, contents, hardware) {
+                    Ok(()) => (1, Ok(())),
+                    // A table may have been filled in part.
+                    Err(error) => (usize::from(matches!(change, Change::Fill { .. })), Err(error)),
+                },
+            };
+            if let Err(error) = result {
+                let change = match change {
+                    Change::Map { .. } => self.changes[place + made],
+                    other => other,
+                };
+                let broken = undo_all(&self.changes[..place + made], contents, hardware);
+                return Err(Undone { change, error, broken });
+            }
+            place += made;
         }
         Ok(Carried { failures: vec![] })
     }
+}
+
+/// The entries that `changes` begin with, if they begin with several for one table.
+fn additions(changes: &[Change]) -> Option<(GroupId, Vec<Entry>)> {
+    let [Change::Map { group, .. }, Change::Map { group: same, .. }, ..] = changes else {
+        return None;
+    };
+    if same != group {
+        return None;
+    }
+    let entries = changes.iter().map_while(|change| match change {
+        Change::Map { group: same, entry } if same == group => Some(*entry),
+        _ => None,
+    });
+    Some((*group, entries.collect()))
 }
 
 /// Makes every change that is not refused, and says which were.
@@ -88,14 +119,23 @@ fn make<H: Hardware>(
 }
 
 /// Undoes changes, the last first, and says which tables could not be restored. The state still
-/// says what they held before.
+/// says what they held before. A table that refuses once is left alone from there on: what else is
+/// undone in it would meet what is still there.
 fn undo_all<H: Hardware>(
     changes: &[Change],
     contents: &impl Contents,
     hardware: &mut H,
 ) -> Vec<(GroupId, H::Error)> {
-    let results = changes.iter().rev().map(|&change| (change, undo(change, contents, hardware)));
-    results.filter_map(|(change, result)| Some((change.group(), result.err()?))).collect()
+    let mut broken: Vec<(GroupId, H::Error)> = vec![];
+    for &change in changes.iter().rev() {
+        if broken.iter().any(|(group, _)| *group == change.group()) {
+            continue;
+        }
+        if let Err(error) = undo(change, contents, hardware) {
+            broken.push((change.group(), error));
+        }
+    }
+    broken
 }
 
 fn undo<H: Hardware>(
@@ -134,7 +174,7 @@ fn fill<H: Hardware>(
     contents: &impl Contents,
     hardware: &mut H,
 ) -> Result<(), H::Error> {
-    contents.entries(ioasid, range).into_iter().try_for_each(|entry| hardware.map(group, entry))
+    hardware.map_all(group, &contents.entries(ioasid, range)).map_err(|(_, error)| error)
 }
 
 /// The steps around it.
@@ -144,8 +184,9 @@ impl Context {
     /// [`abandon`](Self::abandon).
     ///
     /// If a change is refused, those before it are undone in reverse order and the state stays as
-    /// it is. A table for which undoing fails too is broken: the IOASID that it shows takes no
-    /// command until all devices of the group are detached, which clears the table.
+    /// it is. A table for which undoing fails too is broken: the IOASIDs that devices of the group
+    /// are attached to take no command until all of these are detached from the IOASID that the table
+    /// shows, which clears it.
     ///
     /// # Errors
     /// See [`ExecuteError`]. A plan from [`plan_release`](Self::plan_release) gives none.
@@ -166,15 +207,15 @@ impl Context {
     /// # Errors
     /// [`Error::StalePlan`].
     pub fn check(&self, plan: &Plan) -> Result<(), Error> {
-        let Basis { space, group, source } = plan.basis;
+        let Basis { space, group, sources } = &plan.basis;
         let space_holds = space.is_none_or(|(ioasid, generation)| {
             self.spaces.get(&ioasid).is_some_and(|space| space.generation == generation)
         });
         let group_holds = group.is_none_or(|(group, generation)| {
             self.tables.get(&group).is_some_and(|table| table.generation == generation)
         });
-        let source_holds = source.is_none_or(|source| self.registrations.has(source));
-        if space_holds && group_holds && source_holds { Ok(()) } else { Err(Error::StalePlan) }
+        let sources_hold = sources.iter().all(|&source| self.registrations.has(source));
+        if space_holds && group_holds && sources_hold { Ok(()) } else { Err(Error::StalePlan) }
     }
 
     /// Changes the state as planned, after hardware has followed.
@@ -204,20 +245,6 @@ impl Context {
         }
         ExecuteError::Broken { change, error, broken }
     }
-
-    /// What a table that shows `ioasid` must hold: the entries that begin in `range`, in ascending
-    /// order. Nothing else decides what tables hold.
-    pub(crate) fn contents(&self, ioasid: Ioasid, range: Range) -> impl Iterator<Item = Entry> {
-        let space = self.spaces.get(&ioasid);
-        let mappings = space.into_iter().flat_map(move |space| space.iter(range));
-        mappings.map(|(mapped, mapping)| Entry {
-            iova: mapped.start(),
-            size: mapped.bytes() as u64,
-            prot: mapping.prot,
-            memory: mapping.memory,
-            offset: 0,
-        })
-    }
 }
 
 /// Changes of the state, when all tables have followed.
@@ -225,11 +252,11 @@ impl Context {
     fn follow<E>(&mut self, plan: Plan, outcome: &mut Outcome<E>) {
         match plan.commit {
             Commit::Nothing => {}
-            Commit::Map { ioasid, iova, mapping } => {
+            Commit::Map { ioasid, added } => {
                 if let Some(space) = self.spaces.get_mut(&ioasid) {
-                    space.insert(iova, mapping);
+                    added.into_iter().for_each(|(iova, mapping)| space.insert(iova, mapping));
                 }
-                if let Some(source) = plan.basis.source {
+                for source in plan.basis.sources {
                     self.registrations.use_source(source);
                 }
                 self.touch_space(ioasid);
@@ -244,8 +271,20 @@ impl Context {
             }
             Commit::Attach { device, ioasid } => self.attach(device, ioasid),
             Commit::Detach { device } => self.detach(device),
+            Commit::Reread { ioasid, bound, removed, added } => {
+                if let Some(space) = self.spaces.get_mut(&ioasid) {
+                    removed.into_iter().for_each(|range| drop(space.remove(range)));
+                    added.into_iter().for_each(|(iova, mapping)| space.insert(iova, mapping));
+                    space.bound = bound;
+                }
+                self.touch_space(ioasid);
+            }
             Commit::Free { ioasid } => {
+                self.touch_space(ioasid);
                 if let Some(space) = self.spaces.remove(&ioasid) {
+                    if let Some(parent) = space.parent.and_then(|i| self.spaces.get_mut(&i)) {
+                        parent.children.remove(&ioasid);
+                    }
                     self.give_back(space.into_removed(), outcome);
                 }
             }
@@ -277,10 +316,10 @@ impl Context {
     }
 
     fn attach(&mut self, device: DeviceId, ioasid: Ioasid) {
-        self.set_attached(device, true);
+        self.change_level(device, |level| level + 1);
         let Some((group, table)) = self.table_mut(device) else { return };
-        if table.shows.is_none() {
-            table.shows = Some(ioasid);
+        if !table.path.contains(&ioasid) {
+            table.path.push(ioasid);
             table.broken = false;
             if let Some(space) = self.spaces.get_mut(&ioasid) {
                 space.tables.push(group);
@@ -292,16 +331,17 @@ impl Context {
 
     fn detach(&mut self, device: DeviceId) {
         let Some(&group) = self.devices.get(&device) else { return };
-        // Before the table shows nothing any more: what it shows changes too.
+        // Before the table shows something else: what it shows changes too.
         self.touch_table(group);
-        self.set_attached(device, false);
+        self.change_level(device, |level| level - 1);
         let Some((_, table)) = self.table_mut(device) else { return };
-        if table.attached(true).next().is_some() {
+        let level = table.devices.iter().map(|member| member.level).max().unwrap_or(0);
+        if level == table.path.len() {
             return;
         }
-        let shown = table.shows.take();
+        let left = table.path.pop();
         table.broken = false;
-        if let Some((ioasid, space)) = shown.and_then(|i| Some((i, self.spaces.get_mut(&i)?))) {
+        if let Some((ioasid, space)) = left.and_then(|i| Some((i, self.spaces.get_mut(&i)?))) {
             space.tables.retain(|&shows| shows != group);
             self.reshape(ioasid);
         }
@@ -326,16 +366,16 @@ impl Context {
         Some((group, self.tables.get_mut(&group)?))
     }
 
-    fn set_attached(&mut self, device: DeviceId, attached: bool) {
+    fn change_level(&mut self, device: DeviceId, change: impl FnOnce(usize) -> usize) {
         let Some((_, table)) = self.table_mut(device) else { return };
         if let Some(member) = table.devices.iter_mut().find(|member| member.id == device) {
-            member.attached = attached;
+            member.level = change(member.level);
         }
     }
 
     /// Computes anew what the tables of an address space are able to hold alike. Without tables
     /// it keeps what the last one was able to.
-    fn reshape(&mut self, ioasid: Ioasid) {
+    pub(crate) fn reshape(&mut self, ioasid: Ioasid) {
         let Some(space) = self.spaces.get(&ioasid) else { return };
         let shapes = self
             .tables_of(space)

@@ -42,7 +42,7 @@ impl Fake {
     /// Where an address leads, as the hardware would find it.
     pub(crate) fn walk(&self, group: GroupId, iova: u64) -> Option<(Entry, u64)> {
         let (start, entry) = self.tables.get(&group)?.range(..=iova).next_back()?;
-        (iova - start < entry.size).then_some((*entry, iova - start + entry.offset))
+        (iova - start < entry.size).then(|| (*entry, iova - start + entry.offset))
     }
 
     fn call(&mut self) -> Result<(), Refusal> {
@@ -64,9 +64,8 @@ impl Hardware for Fake {
         self.call()?;
         let table = self.tables.entry(group).or_default();
         assert!(entry.size > 0 && end(&entry) <= 1 << 64, "{entry:?} is no range");
-        let clash = table
-            .values()
-            .find(|e| u128::from(e.iova) < end(&entry) && entry.iova <= e.iova + (e.size - 1));
+        let below = table.range(..=entry.iova + (entry.size - 1)).next_back();
+        let clash = below.filter(|(_, e)| entry.iova <= e.iova + (e.size - 1));
         assert_eq!(clash, None, "{entry:?} overlaps");
         table.insert(entry.iova, entry);
         Ok(())

@@ -84,21 +84,35 @@
 
 mod context;
 mod coverage;
+mod dirty;
 mod error;
 mod execute;
 mod geometry;
 mod ids;
+mod nesting;
+pub mod pgtable;
 mod plan;
 mod query;
 mod range;
 mod registered;
+mod regroup;
+mod shadow;
 mod space;
 mod table;
+mod targets;
 
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod forest_tests;
+#[cfg(test)]
+mod kinds;
+#[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod nesting_tests;
+#[cfg(test)]
+mod setup;
 #[cfg(test)]
 mod tests;
 

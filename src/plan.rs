@@ -1,8 +1,9 @@
 //! Changes as plain data: what is to happen to hardware tables and then to the state, and the
 //! interface of what carries it out.
 
+use crate::pgtable::Root;
 use crate::registered::Source;
-use crate::space::{Mapping, Space};
+use crate::space::Mapping;
 use crate::table::Table;
 use crate::{DeviceId, Error, GroupId, Ioasid, MemoryId, Owner, Range};
 
@@ -89,8 +90,9 @@ impl Change {
 ///
 /// It is plain data, borrows nothing, and is stale ([`Error::StalePlan`]) once what it was made for
 /// has changed:
-/// - for map, unmap and free: the IOASID, that is its mappings, which groups are attached to it, and
-///   the devices of these groups; if registered memory is mapped, also its registration
+/// - for map, unmap, free and what concerns a bound table: the IOASID and all that are nested on the
+///   same, that is their mappings, which groups are attached to them, and the devices of these
+///   groups; if registered memory is mapped, also its registration
 /// - for attach and detach: the IOASID and the group of the device
 /// - for unbind: the group of the device
 /// - for release: nothing
@@ -104,18 +106,15 @@ pub struct Plan {
 }
 
 /// What a plan was made for, each with its generation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Basis {
     pub(crate) space: Option<(Ioasid, u64)>,
     pub(crate) group: Option<(GroupId, u64)>,
-    pub(crate) source: Option<Source>,
+    /// A registration for each mapping that is made from one.
+    pub(crate) sources: Vec<Source>,
 }
 
 impl Basis {
-    pub(crate) fn space(ioasid: Ioasid, space: &Space) -> Self {
-        Self { space: Some((ioasid, space.generation)), ..Self::default() }
-    }
-
     pub(crate) fn and_group(self, group: GroupId, table: &Table) -> Self {
         Self { group: Some((group, table.generation)), ..self }
     }
@@ -141,17 +140,24 @@ impl Plan {
 }
 
 /// The change of state at the end of a plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Commit {
     Map {
         ioasid: Ioasid,
-        iova: u64,
-        mapping: Mapping,
+        added: Vec<(u64, Mapping)>,
     },
     /// Remove what is mapped in `range`, which begins and ends with a mapping.
     Unmap {
         ioasid: Ioasid,
         range: Range,
+    },
+    /// A table of the program was read.
+    Reread {
+        ioasid: Ioasid,
+        bound: Option<Root>,
+        /// Of each mapping that is gone, all of it.
+        removed: Vec<Range>,
+        added: Vec<(u64, Mapping)>,
     },
     /// Nothing is mapped where a command unmaps.
     Nothing,
@@ -199,6 +205,15 @@ pub trait Hardware {
     /// # Errors
     /// The table cannot have it.
     fn map(&mut self, group: GroupId, entry: Entry) -> Result<(), Self::Error>;
+
+    /// Adds entries, one after another, for hardware that has less to do for many than for each.
+    ///
+    /// # Errors
+    /// How many were added, and why the next cannot be.
+    fn map_all(&mut self, group: GroupId, entries: &[Entry]) -> Result<(), (usize, Self::Error)> {
+        let mut entries = entries.iter().enumerate();
+        entries.try_for_each(|(done, &entry)| self.map(group, entry).map_err(|error| (done, error)))
+    }
 
     /// Removes the entries in `[iova, iova + size)`: one or more, none of which is cut.
     ///
@@ -282,8 +297,8 @@ pub enum ExecuteError<E> {
     },
     /// A table refused a change, and some of what had been done before could not be undone. The
     /// state is as it was before, and so are all tables but those in `broken`: of what they hold
-    /// nothing is known, and IOASIDs that they show take no command ([`Error::TableBroken`]). They
-    /// may lead to memory that was to be mapped: give no other memory the same [`MemoryId`].
+    /// nothing is known, and IOASIDs that their devices are attached to take no command
+    /// ([`Error::TableBroken`]). They may lead to memory that was to be mapped: give no other memory the same [`MemoryId`].
     #[error("{error}; and what had been done before could not be undone")]
     Broken {
         /// The change that was refused.

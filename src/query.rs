@@ -1,5 +1,6 @@
 //! Questions about a context.
 
+use crate::pgtable::Root;
 use crate::table::{Device, Table};
 use crate::{
     Context, Cookie, DeviceId, Entry, Error, Geometry, GroupId, Ioasid, MapKind, MemoryId, Owner,
@@ -9,7 +10,7 @@ use crate::{
 /// What an I/O address space can do and holds (`struct ioasid_info`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpaceInfo {
-    /// The IOASID that it is nested on. None is, yet.
+    /// The IOASID that it is nested on.
     pub parent: Option<Ioasid>,
     /// The page sizes that all its tables have.
     pub pgsizes: PageSizes,
@@ -17,7 +18,11 @@ pub struct SpaceInfo {
     pub permitted: RangeSet,
     /// How many devices are attached to it now.
     pub nr_devices: u32,
-    /// How many IOASIDs are nested on it. None is, yet.
+    /// How many IOASIDs are above it: 0 for one that is nested on none.
+    pub depth: u32,
+    /// The page table of the program that it translates by.
+    pub bound: Option<Root>,
+    /// How many IOASIDs are nested on it.
     pub nr_children: u32,
     /// How many mappings it may hold.
     pub max_mappings: u32,
@@ -67,11 +72,11 @@ pub struct TableInfo {
 pub struct MappingInfo {
     /// The IOVAs.
     pub range: Range,
-    /// Where the memory is in the program, or in the file.
+    /// Where the memory is in the program, or in the file; of a child, the parent's address.
     pub vaddr: u64,
     /// What devices may do.
     pub prot: Prot,
-    /// Whose memory.
+    /// Whose memory. Of a child it says nothing, and neither does `memory`.
     pub owner: Owner,
     /// What it is.
     pub kind: MapKind,
@@ -103,11 +108,13 @@ impl Context {
         let space = self.usable_space(ioasid)?;
         let shape = self.shape(ioasid, space)?;
         Ok(SpaceInfo {
-            parent: None,
+            parent: space.parent,
+            depth: self.depth_of(ioasid),
+            bound: space.bound,
             pgsizes: shape.geometry.pgsizes,
             permitted: shape.geometry.permitted.clone(),
-            nr_devices: self.attached_devices(space).count() as u32,
-            nr_children: 0,
+            nr_devices: self.attached_devices(ioasid, space).count() as u32,
+            nr_children: space.children.len() as u32,
             max_mappings: shape.geometry.max_mappings.min(self.limits.max_mappings),
             nr_mappings: space.len() as u64,
             mapped_bytes: space.mapped_bytes().try_into().unwrap_or(u64::MAX),
@@ -136,7 +143,7 @@ impl Context {
     pub fn tables(&self) -> impl Iterator<Item = TableInfo> {
         self.tables.iter().map(|(&group, table)| TableInfo {
             group,
-            shows: table.shows,
+            shows: table.shows(),
             broken: table.broken,
         })
     }
@@ -144,8 +151,14 @@ impl Context {
     /// What the hardware table of a group must hold, in ascending order; nothing if there is no
     /// such group or no device of it is attached.
     pub fn table_contents(&self, group: GroupId) -> impl Iterator<Item = Entry> {
-        let shown = self.tables.get(&group).and_then(|table| table.shows);
+        let shown = self.tables.get(&group).and_then(|table| table.shows());
         shown.into_iter().flat_map(|ioasid| self.contents(ioasid, Range::ALL))
+    }
+
+    /// What the hardware table of a group must hold in `range`, where none of its entries is cut.
+    pub fn table_entries(&self, group: GroupId, range: Range) -> impl Iterator<Item = Entry> {
+        let shown = self.tables.get(&group).and_then(|table| table.shows());
+        shown.into_iter().flat_map(move |ioasid| self.contents(ioasid, range))
     }
 
     /// The I/O address spaces, also those that take no command.
@@ -171,15 +184,53 @@ impl Context {
 
     /// Where an IOVA leads; `None` if nothing is mapped there or if there is no such IOASID.
     pub fn translate(&self, ioasid: Ioasid, iova: u64) -> Option<Translation> {
-        let (range, mapping) = self.spaces.get(&ioasid)?.find(iova)?;
-        let offset = iova - range.start();
-        Some(Translation {
-            memory: mapping.memory,
-            offset,
-            vaddr: mapping.vaddr + offset,
-            prot: mapping.prot,
-            last: range.last(),
-        })
+        let (mut ioasid, mut at, mut prot, mut rest) = (ioasid, iova, Prot::READ_WRITE, u64::MAX);
+        loop {
+            let space = self.spaces.get(&ioasid)?;
+            let (range, mapping) = space.find(at)?;
+            let offset = at - range.start();
+            prot = prot.intersection(mapping.prot)?;
+            rest = rest.min(range.last() - at);
+            at = mapping.vaddr + offset;
+            match space.parent {
+                Some(parent) => ioasid = parent,
+                None => {
+                    let last = iova.saturating_add(rest);
+                    let (memory, vaddr) = (mapping.memory, at);
+                    return Some(Translation { memory, offset, vaddr, prot, last });
+                }
+            }
+        }
+    }
+
+    /// What the translations of an I/O address space lead to: the memory of what it maps or, if it is
+    /// a child, of what its parents map there. A piece of memory may come up several times.
+    ///
+    /// # Errors
+    /// [`Error::NoIoasid`].
+    pub fn memories(&self, ioasid: Ioasid) -> Result<impl Iterator<Item = MemoryId>, Error> {
+        self.space(ioasid)?;
+        Ok(self.contents(ioasid, Range::ALL).map(|entry| entry.memory))
+    }
+
+    /// The groups with a device that is attached to an I/O address space; their tables show it, or one
+    /// that is nested on it.
+    pub fn groups(&self, ioasid: Ioasid) -> impl Iterator<Item = GroupId> {
+        self.spaces.get(&ioasid).into_iter().flat_map(|space| space.tables.iter().copied())
+    }
+
+    /// The IOASID that one is nested on in the end: itself, if it is no child. Commands on IOASIDs
+    /// that have this in common disturb each other.
+    pub fn family(&self, ioasid: Ioasid) -> Ioasid {
+        self.root_of(ioasid)
+    }
+
+    /// What an IOASID is nested on.
+    ///
+    /// # Errors
+    /// [`Error::NoIoasid`].
+    pub fn parent(&self, ioasid: Ioasid) -> Result<Option<Ioasid>, Error> {
+        Ok(self.space(ioasid)?.parent)
     }
 }
 
@@ -189,7 +240,7 @@ fn device_info<'a>(group: GroupId, table: &'a Table, member: &'a Device) -> Devi
         group,
         name: &member.name,
         cookie: member.cookie,
-        ioasid: table.shows.filter(|_| member.attached),
+        ioasid: table.path_of(member).last().copied(),
         simulated: table.simulated,
         geometry: &table.geometry,
     }

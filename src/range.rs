@@ -50,6 +50,11 @@ impl Range {
         self.start <= other.start && other.last <= self.last
     }
 
+    /// From the lower start to the higher end, whatever lies between.
+    pub fn hull(self, other: Self) -> Self {
+        Self { start: self.start.min(other.start), last: self.last.max(other.last) }
+    }
+
     /// The addresses that both have.
     pub fn intersection(self, other: Self) -> Option<Self> {
         Self::new(self.start.max(other.start), self.last.min(other.last))

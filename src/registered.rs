@@ -42,7 +42,7 @@ pub struct Registered {
 /// out. Give it to [`Context::let_go`] when the plan is committed or abandoned.
 #[derive(Debug)]
 #[must_use = "until it is let go, the memory cannot be unregistered"]
-pub struct Hold(Option<Source>);
+pub struct Hold(Vec<Source>);
 
 impl Registrations {
     /// The registration of `owner` with the highest start up to `last`.
@@ -190,15 +190,15 @@ impl Context {
     /// [`Error::StalePlan`].
     pub fn hold(&mut self, plan: &Plan) -> Result<Hold, Error> {
         self.check(plan)?;
-        if let Some(source) = plan.basis.source {
+        for &source in &plan.basis.sources {
             self.registrations.use_source(source);
         }
-        Ok(Hold(plan.basis.source))
+        Ok(Hold(plan.basis.sources.clone()))
     }
 
     /// Ends a [`hold`](Self::hold).
     pub fn let_go(&mut self, hold: Hold) {
-        if let Some(source) = hold.0 {
+        for source in hold.0 {
             self.registrations.unuse_source(source);
         }
     }

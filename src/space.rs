@@ -1,17 +1,22 @@
 //! One I/O address space: what it maps, and what of that is charged. It knows page tables and devices only by name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::coverage::Coverage;
-use crate::{Geometry, GroupId, MapKind, MemoryId, Owner, Prot, Range};
+use crate::dirty::Written;
+use crate::pgtable::Root;
+use crate::targets::Targets;
+use crate::{Geometry, GroupId, Ioasid, MapKind, MemoryId, Owner, Prot, Range};
 
 /// A mapping, kept under its first IOVA. There may be millions: at most 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mapping {
     /// The last IOVA.
     pub(crate) last: u64,
-    /// Where the memory is in what belongs to `owner`.
+    /// Where the memory is in what belongs to `owner`; of [`MapKind::Nested`], the address in the
+    /// parent.
     pub(crate) vaddr: u64,
+    /// Means nothing for [`MapKind::Nested`], like `owner`.
     pub(crate) memory: MemoryId,
     pub(crate) owner: Owner,
     pub(crate) prot: Prot,
@@ -48,11 +53,22 @@ pub(crate) struct Space {
     /// What is charged as [`Charge::Own`].
     charged: BTreeMap<Owner, Coverage>,
     locked_bytes: u128,
-    /// The tables that show it.
+    /// Where the mappings of a child lead in its parent.
+    targets: Targets,
+    /// What it is nested on.
+    pub(crate) parent: Option<Ioasid>,
+    /// What is nested on it.
+    pub(crate) children: BTreeSet<Ioasid>,
+    /// What devices have written, while that is tracked.
+    pub(crate) written: Option<Written>,
+    /// The page table of the program that its mappings were read from.
+    pub(crate) bound: Option<Root>,
+    /// The tables of devices that are attached to it: they show it, or something nested on it.
     pub(crate) tables: Vec<GroupId>,
     /// That of its tables; without tables, that of the last it had; `None` before the first.
     pub(crate) shape: Option<Shape>,
-    /// Changes with everything above, and with the devices of its tables.
+    /// Of one that is no child: changes with everything above, with the devices of its tables, and
+    /// with all that is nested on it.
     pub(crate) generation: u64,
 }
 
@@ -69,6 +85,9 @@ pub(crate) struct Removed {
 
 impl Removed {
     fn take(&mut self, mapping: &Mapping) {
+        if mapping.kind == MapKind::Nested {
+            return;
+        }
         self.memories.push(mapping.memory);
         if mapping.charge == Charge::Registered {
             self.registered.push((mapping.owner, mapping.vaddr));
@@ -98,6 +117,29 @@ impl Space {
     /// The mapping that `iova` lies in.
     pub(crate) fn find(&self, iova: u64) -> Option<(Range, &Mapping)> {
         self.last_before(iova).filter(|(range, _)| iova <= range.last())
+    }
+
+    /// The mappings that overlap `range`, in ascending order.
+    pub(crate) fn iter_overlapping(
+        &self,
+        range: Range,
+    ) -> impl Iterator<Item = (Range, &Mapping)> + use<'_> {
+        let first = self.last_before(range.start()).filter(|(at, _)| at.last() >= range.start());
+        // Mostly that is all, and a second search is saved.
+        let next = first.map_or(Some(range.start()), |(at, _)| at.last().checked_add(1));
+        let rest = next.and_then(|next| Range::new(next, range.last()));
+        first.into_iter().chain(rest.into_iter().flat_map(|rest| self.iter(rest)))
+    }
+
+    /// The mappings of a child that lead to any of the parent's addresses in `range`.
+    pub(crate) fn leading_to(
+        &self,
+        range: Range,
+    ) -> impl Iterator<Item = (Range, &Mapping)> + use<'_> {
+        self.targets.candidates(range).filter_map(move |iova| {
+            let (mapped, mapping) = extent(self.mappings.get_key_value(&iova)?);
+            target(mapped, mapping).intersection(range).map(|_| (mapped, mapping))
+        })
     }
 
     /// The highest mapping that overlaps `range`.
@@ -149,6 +191,9 @@ impl Space {
             let charged = self.charged.entry(mapping.owner).or_default();
             self.locked_bytes += u128::from(charged.add(source(iova, &mapping)));
         }
+        if mapping.kind == MapKind::Nested {
+            self.targets.insert(source(iova, &mapping), iova);
+        }
         self.mappings.insert(iova, mapping);
     }
 
@@ -160,6 +205,9 @@ impl Space {
             let Some(mapping) = self.mappings.remove(&start) else { break };
             removed.bytes += extent((&start, &mapping)).0.bytes();
             removed.take(&mapping);
+            if mapping.kind == MapKind::Nested {
+                self.targets.remove(source(start, &mapping), start);
+            }
             self.uncharge(start, &mapping, &mut removed);
             next = Range::new(mapping.last, range.last())
                 .filter(|rest| mapping.last < rest.last())
@@ -205,6 +253,11 @@ impl Space {
     fn last_before(&self, iova: u64) -> Option<(Range, &Mapping)> {
         self.mappings.range(..=iova).next_back().map(extent)
     }
+}
+
+/// Where in the parent a mapping of a child leads.
+pub(crate) fn target(mapped: Range, mapping: &Mapping) -> Range {
+    source(mapped.start(), mapping)
 }
 
 /// Where the memory of a mapping is in what belongs to its owner.

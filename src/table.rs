@@ -8,8 +8,8 @@ pub(crate) struct Device {
     pub(crate) id: DeviceId,
     pub(crate) name: String,
     pub(crate) cookie: Cookie,
-    /// It is attached to what its table shows.
-    pub(crate) attached: bool,
+    /// To how many IOASIDs of its table's path it is attached.
+    pub(crate) level: usize,
 }
 
 /// The hardware table of a group. That one table cannot show two address spaces is the reason
@@ -20,8 +20,9 @@ pub(crate) struct Table {
     pub(crate) simulated: bool,
     /// The bound devices of the group; at least one.
     pub(crate) devices: Vec<Device>,
-    /// What it shows: something if and only if one of the devices is attached.
-    pub(crate) shows: Option<Ioasid>,
+    /// What its devices are attached to, each nested on the one before. It shows the last. As long
+    /// as the highest level of its devices.
+    pub(crate) path: Vec<Ioasid>,
     /// It may hold something other than what it shows.
     pub(crate) broken: bool,
     /// Changes with everything above.
@@ -29,19 +30,43 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// The devices that are attached, or those that are not.
-    pub(crate) fn attached(&self, attached: bool) -> impl Iterator<Item = &Device> {
-        self.devices.iter().filter(move |device| device.attached == attached)
+    /// The address space that it shows.
+    pub(crate) fn shows(&self) -> Option<Ioasid> {
+        self.path.last().copied()
     }
 
-    /// Of a table that shows something: some devices are attached and others are not.
-    pub(crate) fn is_partial(&self) -> bool {
-        self.attached(false).next().is_some()
+    /// What is nested on `ioasid`, in the path: nothing if that is shown or not in the path.
+    pub(crate) fn below(&self, ioasid: Ioasid) -> &[Ioasid] {
+        let place = self.path.iter().position(|&member| member == ioasid);
+        place.map_or(&[], |place| &self.path[place + 1..])
     }
 
-    /// Among the attached devices there is none but `device`.
-    pub(crate) fn is_last_attached(&self, device: DeviceId) -> bool {
-        self.attached(true).all(|attached| attached.id == device)
+    /// Its devices that are attached to `ioasid`, or those that are not.
+    pub(crate) fn devices_of(
+        &self,
+        ioasid: Ioasid,
+        attached: bool,
+    ) -> impl Iterator<Item = &Device> {
+        let place = self.path.iter().position(|&member| member == ioasid);
+        let is_attached = move |device: &Device| place.is_some_and(|place| device.level > place);
+        self.devices.iter().filter(move |device| is_attached(device) == attached)
+    }
+
+    /// Some devices are attached to `ioasid` and others are not.
+    pub(crate) fn is_partial(&self, ioasid: Ioasid) -> bool {
+        self.devices_of(ioasid, true).next().is_some()
+            && self.devices_of(ioasid, false).next().is_some()
+    }
+
+    /// What a device is attached to, each nested on the one before.
+    pub(crate) fn path_of(&self, device: &Device) -> &[Ioasid] {
+        &self.path[..device.level]
+    }
+
+    /// The highest level of the devices other than `device`.
+    pub(crate) fn level_without(&self, device: DeviceId) -> usize {
+        let others = self.devices.iter().filter(|other| other.id != device);
+        others.map(|other| other.level).max().unwrap_or(0)
     }
 }
 

@@ -3,110 +3,8 @@
 use ioasid_uapi::errno::*;
 
 use crate::fake::{Fake, Refusal};
+use crate::setup::*;
 use crate::*;
-
-const LIMITS: Limits =
-    Limits { max_ioasids: 4, max_devices: 8, max_mappings: 8, max_registered: 3 };
-const ME: Owner = Owner(1);
-const A: GroupId = GroupId(10);
-const B: GroupId = GroupId(11);
-/// The IOVAs under VT-d, with the hole for interrupts.
-const VTD: &[(u64, u64)] = &[(0, 0xfedf_ffff), (0xfef0_0000, (1 << 39) - 1)];
-
-fn geometry(pgsizes: u64, permitted: &[(u64, u64)], max_mappings: u32) -> Geometry {
-    let ranges = permitted.iter().map(|&(start, last)| range(start, last));
-    Geometry { pgsizes: PageSizes(pgsizes), permitted: ranges.collect(), max_mappings }
-}
-
-fn vtd() -> Geometry {
-    geometry(0x4020_1000, VTD, 65535)
-}
-
-fn range(start: u64, last: u64) -> Range {
-    Range::new(start, last).unwrap()
-}
-
-fn map_at(iova: u64, size: u64) -> Map {
-    let (owner, kind) = (ME, MapKind::Memory);
-    Map { iova, size, vaddr: 0x7000_0000_0000, prot: Prot::READ_WRITE, owner, kind }
-}
-
-/// A context, its hardware and the next memory to map.
-struct Setup {
-    context: Context,
-    hardware: Fake,
-    next_memory: u64,
-}
-
-type Failed = ExecuteError<Refusal>;
-
-impl Setup {
-    fn new() -> Self {
-        Self { context: Context::new(LIMITS), hardware: Fake::default(), next_memory: 1 }
-    }
-
-    /// With one device on `geometry` that is attached to one address space.
-    fn attached(geometry: Geometry) -> (Self, DeviceId, Ioasid) {
-        let mut setup = Self::new();
-        let device = setup.bind(A, "a0", geometry);
-        let ioasid = setup.context.alloc().unwrap();
-        setup.attach(device, ioasid).unwrap();
-        (setup, device, ioasid)
-    }
-
-    fn bind(&mut self, group: GroupId, name: &str, geometry: Geometry) -> DeviceId {
-        self.try_bind(group, name, geometry).unwrap()
-    }
-
-    fn try_bind(
-        &mut self,
-        group: GroupId,
-        name: &str,
-        geometry: Geometry,
-    ) -> Result<DeviceId, Error> {
-        let (name, cookie) = (name.to_owned(), Cookie(7));
-        self.context.bind(Bind { group, geometry, simulated: false, name, cookie })
-    }
-
-    fn execute(&mut self, plan: Result<Plan, Error>) -> Result<Outcome<Refusal>, Failed> {
-        self.context.execute(plan?, &mut self.hardware)
-    }
-
-    fn attach(&mut self, device: DeviceId, ioasid: Ioasid) -> Result<Outcome<Refusal>, Failed> {
-        self.execute(self.context.plan_attach(device, ioasid))
-    }
-
-    fn detach(&mut self, device: DeviceId, ioasid: Ioasid) -> Result<Outcome<Refusal>, Failed> {
-        self.execute(self.context.plan_detach(device, ioasid))
-    }
-
-    fn map(&mut self, ioasid: Ioasid, map: Map) -> Result<MemoryId, Failed> {
-        let memory = MemoryId(self.next_memory);
-        self.execute(self.context.plan_map(ioasid, map, memory))?;
-        self.next_memory += 1;
-        Ok(memory)
-    }
-
-    fn unmap(&mut self, ioasid: Ioasid, iova: u64, size: u64) -> Result<Outcome<Refusal>, Failed> {
-        self.execute(self.context.plan_unmap(ioasid, Unmap::Range { iova, size }))
-    }
-
-    /// The IOVAs at which entries of a table begin.
-    fn table(&self, group: GroupId) -> Vec<u64> {
-        self.hardware.entries(group).iter().map(|entry| entry.iova).collect()
-    }
-}
-
-fn refusal<T: std::fmt::Debug>(result: Result<T, Failed>) -> Error {
-    match result {
-        Err(ExecuteError::Plan(error)) => error,
-        other => panic!("a rule should have been broken, but: {other:?}"),
-    }
-}
-
-fn errno<T: std::fmt::Debug>(result: Result<T, Failed>) -> i32 {
-    refusal(result).errno()
-}
 
 // Ids.
 
@@ -241,6 +139,8 @@ fn info_tells_geometry_and_contents() {
     setup.map(ioasid, map_at(0x1000, 0x3000)).unwrap();
     let expected = SpaceInfo {
         parent: None,
+        depth: 0,
+        bound: None,
         pgsizes: PageSizes(0x4020_1000),
         permitted: vtd().permitted,
         nr_devices: 1,

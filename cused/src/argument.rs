@@ -94,6 +94,15 @@ impl<'a> CallerMemory<'a> {
         }
     }
 
+    /// Does something that may have to wait for the caller, or for what it has mapped: it is given up
+    /// when the caller gets a signal.
+    ///
+    /// # Errors
+    /// As for [`Stages::reading`].
+    pub fn reading<T>(&self, read: impl FnOnce() -> T) -> Result<T, Stop> {
+        self.stages.reading(self.unique, self.interrupt, read)
+    }
+
     /// The calling thread, if it can be named.
     pub fn tid(&self) -> Option<Tid> {
         self.tid
@@ -178,6 +187,15 @@ impl<'a> CallerMemory<'a> {
             return Ok(());
         }
         self.write_directly(self.outputs[output.0].base, holds)
+    }
+
+    /// Checks that an output that holds nothing yet can be written, by writing zeroes.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn check_output(&self, output: Output) -> Result<(), Failure> {
+        let len = self.outputs[output.0].len;
+        self.check_writable(output, &vec![0; len as usize])
     }
 
     fn write_directly(&self, address: u64, bytes: &[u8]) -> Result<(), Failure> {

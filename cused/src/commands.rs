@@ -5,23 +5,32 @@
 //! ranges and limits in the engine; whose memory and whose descriptor it is in
 //! [`memory`] and [`backend`](crate::backend).
 
+mod container;
+mod dirty;
+mod faults;
+mod nested;
+mod pasid;
+mod sim_dma;
+mod vector;
+
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cuse_channel::Interrupt;
 use ioasid::{
-    Bind, Change, Contents as _, Cookie, DeviceId, GroupId, Ioasid, Limits, Map, MapKind, Owner,
-    Plan, Prot, Unmap,
+    Bind, Contents as _, Cookie, DeviceId, GroupId, Ioasid, Limits, Map, MapKind, Owner, Plan,
+    Prot, Unmap,
 };
 use ioasid_uapi::{self as uapi, cmd, ext};
 use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
 
-use crate::argument::{CallerMemory, Output, Stop};
-use crate::backend::simulated::{Simulator, Transfer};
-use crate::backend::{Effort, Table, rights_needed, vfio};
+use crate::argument::{CallerMemory, Stop};
+use crate::backend::simulated::Simulator;
+use crate::backend::{Effort, Table, refuse_mixed, rights_needed, vfio};
 use crate::caller::Tid;
-use crate::context::{Claim, Context, SharedTable, State, Turn};
+use crate::context::{Claim, Context, HomeId, SharedTable, State, Turn};
 use crate::failure::Failure;
 use crate::in_context::{Led, Scratches};
 use crate::leader::Leader;
@@ -42,26 +51,40 @@ pub struct Host {
     pub scratches: Scratches,
     /// The daemon is about to end.
     pub is_ending: Arc<AtomicBool>,
+    /// Somebody tells of the faults of real devices: see
+    /// [`Node::report_unrecoverable`](crate::node::Node::report_unrecoverable).
+    pub tells_real_faults: AtomicBool,
 }
 
 impl Host {
-    fn has_extension(&self, extension: u64) -> bool {
+    /// Whether the node has one of [`ext`].
+    pub fn has_extension(&self, extension: u64) -> bool {
         match extension {
             ext::MAP_TYPE1V2
             | ext::MULTIDEV_GROUP
             | ext::SHARED_MEMORY
             | ext::PRIVATE_MEMORY
+            | ext::NESTING
+            | ext::USER_PAGE_TABLE
+            | ext::VECTOR
+            | ext::DIRTY_TRACKING
             | ext::FILE_MEMORY => true,
             ext::REGISTER_MEMORY => memory::can_pin(),
             ext::VFIO => vfio::available(),
-            ext::SIMULATED => !self.simulator.is_empty(),
+            ext::SIMULATED | ext::USER_PASID_TABLE | ext::RECOVERABLE_FAULTS => {
+                !self.simulator.is_empty()
+            }
+            ext::FAULTS => {
+                !self.simulator.is_empty() || self.tells_real_faults.load(Ordering::Relaxed)
+            }
+            ext::SHARED_TABLE | ext::CONTAINER => true,
             _ => false,
         }
     }
 }
 
-/// Simulated groups are numbered apart from the machine's IOMMU groups.
-const SIMULATED_GROUPS: u64 = 1 << 32;
+/// PASIDs have 20 bits.
+const PASID_MAX: u32 = (1 << 20) - 1;
 
 /// One command being served.
 pub struct Command<'a, 'm, 'c> {
@@ -75,6 +98,8 @@ pub struct Command<'a, 'm, 'c> {
     pub leader: &'a mut Leader<'c>,
     /// Whether a signal waits for its caller.
     pub interrupt: &'a Interrupt,
+    /// The process of its caller, once it was needed.
+    pub process: OnceCell<Arc<Process>>,
 }
 
 type Done = Result<i32, Stop>;
@@ -94,19 +119,26 @@ impl<'a> Command<'a, '_, '_> {
             cmd::GET_INFO => self.get_info(arg),
             cmd::MAP_DMA => self.map_dma(arg),
             cmd::UNMAP_DMA => self.unmap_dma(arg),
-            cmd::CREATE_NESTING => self.create_nesting(),
+            cmd::CREATE_NESTING => self.create_nesting(arg),
             cmd::BIND_PGTABLE => self.bind_pgtable(arg, true),
             cmd::UNBIND_PGTABLE => self.bind_pgtable(arg, false),
             cmd::BIND_PASID_TABLE => self.bind_pasid_table(arg, true),
             cmd::UNBIND_PASID_TABLE => self.bind_pasid_table(arg, false),
             cmd::INVALIDATE_CACHE => self.invalidate_cache(arg),
+            cmd::VECTOR => self.vector(arg),
+            cmd::DIRTY => self.dirty(arg),
             cmd::BIND_DEVICE => self.bind_device(arg),
             cmd::UNBIND_DEVICE => self.unbind_device(arg),
             cmd::ATTACH_DEVICE => self.attach_device(arg),
             cmd::DETACH_DEVICE => self.detach_device(arg),
             cmd::GET_DEVICE_INFO => self.get_device_info(arg),
+            cmd::COMPLETE_FAULT => self.complete_fault(arg),
+            cmd::SET_FAULT_EVENTFD => self.set_fault_eventfd(arg),
             cmd::GET_ERROR => self.get_error(arg),
             cmd::SIM_DMA => self.sim_dma(arg),
+            of_container if container::is_command(of_container) => {
+                self.container(of_container, arg)
+            }
             other => Err(Failure::new(
                 Errno::NOTTY,
                 format!("{other:#x} is no command of /dev/ioasid; see ioasid.h"),
@@ -124,32 +156,59 @@ impl<'a> Command<'a, '_, '_> {
         let turn = self.turn(&[Claim::Space(ioasid)])?;
         let plan = self.context.state().engine.plan_free(ioasid)?;
         turn.execute_simply(plan)?;
+        self.context.state().pasids.unbind(ioasid);
         Ok(0)
     }
 
     fn get_info(&mut self, arg: u64) -> Done {
-        let sizes = [uapi::INFO_SIZE_VER0];
+        let sizes = [uapi::INFO_SIZE_VER0, uapi::INFO_SIZE_VER1];
         let (mut info, output): (uapi::Info, _) = self.memory.exchange_of(arg, &sizes)?;
         let argsz = info.argsz as usize;
         let room = info.nr_ranges as usize;
         let ioasid = info.ioasid.try_into()?;
         let state = self.context.state();
+        if state.pasids.hides_space(ioasid) {
+            return Err(ioasid::Error::NoIoasid(info.ioasid).into());
+        }
         let space = state.engine.info(ioasid)?;
+        let nr_hidden = pasid::nr_hidden_children(&state, ioasid);
+        let nr_devices = match state.pasids.any() {
+            true => pasid::nr_devices(&state, ioasid),
+            false => space.nr_devices,
+        };
+        let pasid_table = state.pasids.table(ioasid).map(|table| (table.format, table.address));
         (info.work_done, info.work_total) = state.progress(ioasid);
+        let tracking = state.engine.is_tracking(ioasid);
         drop(state);
         let ranges = space.permitted.as_slice();
         let listed = if ranges.len() <= room { ranges.len() } else { 0 };
         let list = self.memory.reserve(info.ranges, listed * size_of::<uapi::IovaRange>());
         self.memory.ready()?;
-        info.flags = uapi::INFO_MAP_DMA;
-        if space.simulated {
-            info.flags |= uapi::INFO_SIMULATED;
+        info.flags = uapi::INFO_NESTING;
+        for (flag, is_set) in [
+            (uapi::INFO_MAP_DMA, space.bound.is_none() && pasid_table.is_none()),
+            (uapi::INFO_PASID_TABLE, pasid_table.is_some()),
+            (uapi::INFO_SIMULATED, space.simulated),
+            (uapi::INFO_SHADOW, space.parent.is_some()),
+            (uapi::INFO_DIRTY, true),
+            (uapi::INFO_TRACKING, tracking),
+        ] {
+            info.flags |= if is_set { flag } else { 0 };
         }
+        info.formats = if space.parent.is_some() { nested::formats() } else { 0 };
+        let tells_pasids = space.parent.is_some() && space.simulated;
+        info.pasid_formats = if tells_pasids { pasid::formats() } else { 0 };
+        (info.format, info.format_addr) = match (space.bound, pasid_table) {
+            (Some(root), _) => (root.format().number(), root.address()),
+            (None, Some((format, address))) => (format.number(), address),
+            (None, None) => (0, 0),
+        };
+        info.depth = space.depth;
         info.parent = space.parent.map_or(0, Ioasid::get);
         info.pgsizes = space.pgsizes.0;
         info.nr_ranges = ranges.len() as u32;
-        info.nr_devices = space.nr_devices;
-        info.nr_children = space.nr_children;
+        info.nr_devices = nr_devices;
+        info.nr_children = space.nr_children - nr_hidden;
         info.max_mappings = space.max_mappings;
         info.nr_mappings = space.nr_mappings;
         info.mapped_bytes = space.mapped_bytes;
@@ -174,46 +233,69 @@ impl<'a> Command<'a, '_, '_> {
 
     fn map_dma(&mut self, arg: u64) -> Done {
         let map: uapi::MapDma = self.memory.structure(arg)?;
-        known_flags(map.flags, uapi::MAP_READ | uapi::MAP_WRITE | uapi::MAP_FILE)?;
-        let is_file = map.flags & uapi::MAP_FILE != 0;
-        if !is_file && map.fd != 0 {
-            return refuse_invalid("fd is set, but not IOASID_MAP_FILE: it must then be 0");
+        let uapi::MapDma { flags, fd, vaddr, iova, size, .. } = map;
+        let mapping = Mapping { flags, fd, vaddr, iova, size };
+        mapping.check()?;
+        let ioasid = map.ioasid.try_into()?;
+        self.map_once(ioasid, &mapping)
+    }
+
+    /// Makes one mapping, and answers a caller that is led.
+    fn map_once(&mut self, ioasid: Ioasid, mapping: &Mapping) -> Done {
+        let turn = self.turn(&[Claim::Space(ioasid)])?;
+        self.map(&turn, ioasid, mapping)?;
+        turn.finished();
+        if !self.leader.conclude(0) {
+            // Nobody will ever know of this mapping.
+            let unmap = Unmap::Range { iova: mapping.iova, size: mapping.size };
+            let plan = self.context.state().engine.plan_unmap(ioasid, unmap)?;
+            turn.execute_simply(plan)?;
         }
+        Ok(0)
+    }
+
+    /// Makes one mapping.
+    fn map(&mut self, turn: &Turn<'_>, ioasid: Ioasid, map: &Mapping) -> Result<(), Stop> {
+        map.check()?;
+        let is_file = map.flags & uapi::MAP_FILE != 0;
         let read = map.flags & uapi::MAP_READ != 0;
         let write = map.flags & uapi::MAP_WRITE != 0;
-        let ioasid = map.ioasid.try_into()?;
-        let kind = if is_file { MapKind::File } else { MapKind::Memory };
         let request = Map {
             iova: map.iova,
             size: map.size,
             vaddr: map.vaddr,
             prot: Prot { read, write },
             owner: Owner(0),
-            kind,
+            kind: if is_file { MapKind::File } else { MapKind::Memory },
         };
-        let turn = self.turn(&[Claim::Space(ioasid)])?;
-        self.context.state().engine.check_map(ioasid, request)?;
+        let state = self.context.state();
+        state.engine.check_map(ioasid, request)?;
+        if state.pasids.table(ioasid).is_some() {
+            return Err(pasid::table_bound(ioasid).into());
+        }
+        let is_nested = state.engine.parent(ioasid)?.is_some();
+        drop(state);
+        if is_nested {
+            if is_file {
+                let why = "a child maps addresses of its parent, and no files";
+                return Err(Failure::invalid(why).into());
+            }
+            return self.map_nested(turn, ioasid, request);
+        }
         let tid = self.named_caller()?;
         let (process, source) = match is_file {
             true => self.file(tid, map.fd, request)?,
             false => {
-                let process = self.host.processes.of(tid)?;
-                let source = self.caller_memory(&turn, tid, &process, ioasid, request)?;
+                let process = self.process_of(tid)?;
+                let source = self.caller_memory(turn, tid, &process, ioasid, request)?;
                 (process, source)
             }
         };
         if !self.leader.is_leading() {
             self.check_interrupt()?;
         }
-        self.map_source(&turn, tid, &process, ioasid, request, source)?;
-        turn.finished();
-        if !self.leader.conclude(0) {
-            // Nobody will ever know of this mapping.
-            let unmap = Unmap::Range { iova: map.iova, size: map.size };
-            let plan = self.context.state().engine.plan_unmap(ioasid, unmap)?;
-            turn.execute_simply(plan)?;
-        }
-        Ok(0)
+        self.map_source(turn, tid, &process, ioasid, request, source)?;
+        Ok(())
     }
 
     /// The memory of a file that the caller names by its descriptor, and the caller's process.
@@ -221,12 +303,12 @@ impl<'a> Command<'a, '_, '_> {
         let open = |process: Arc<Process>| {
             let rights = rights_needed(map.prot);
             let resolver = Resolver { tid, process: &process, rights, devices: &[] };
-            let (backing, file) = resolver.file(fd, map.vaddr, map.size)?;
+            let (backing, file) = resolver.file(&self.context.files, fd, map.vaddr, map.size)?;
             Ok((process, MapSource { backing: Arc::new(backing), base: 0, file: Some(file) }))
         };
         // Only of a process that lives can a descriptor be taken.
         let presumed = self.host.processes.presumed(tid).and_then(|process| open(process).ok());
-        presumed.map_or_else(|| open(self.host.processes.of(tid)?), Ok)
+        presumed.map_or_else(|| open(self.process_of(tid)?), Ok)
     }
 
     /// The memory at an address of the caller: registered before, or to be found now.
@@ -339,35 +421,76 @@ impl<'a> Command<'a, '_, '_> {
     }
 
     fn unmap_dma(&mut self, arg: u64) -> Done {
-        let (mut unmap, output): (uapi::UnmapDma, _) = self.memory.exchange(arg)?;
+        let sizes = [uapi::UNMAP_SIZE_VER0];
+        let (mut unmap, output): (uapi::UnmapDma, _) = self.memory.exchange_of(arg, &sizes)?;
         self.memory.ready()?;
-        self.memory.check_writable(output, unmap.as_bytes())?;
-        known_flags(unmap.flags, uapi::UNMAP_ALL)?;
+        let known = (unmap.argsz as usize).min(size_of::<uapi::UnmapDma>());
+        self.memory.check_writable(output, &unmap.as_bytes()[..known])?;
+        known_flags(unmap.flags, uapi::UNMAP_ALL | uapi::UNMAP_DIRTY)?;
         reserved(unmap.reserved)?;
+        let dirty = unmap.flags & uapi::UNMAP_DIRTY != 0;
+        if !dirty && (unmap.page_size, unmap.bitmap, unmap.bitmap_size) != (0, 0, 0) {
+            return refuse_invalid("a bitmap is given, but not IOASID_UNMAP_DIRTY");
+        }
+        if dirty && unmap.flags & uapi::UNMAP_ALL != 0 {
+            return refuse_invalid("IOASID_UNMAP_DIRTY and IOASID_UNMAP_ALL exclude each other");
+        }
         let what = match unmap.flags & uapi::UNMAP_ALL != 0 {
             false => Unmap::Range { iova: unmap.iova, size: unmap.size },
             true => Unmap::All,
         };
         let ioasid = unmap.ioasid.try_into()?;
         let turn = self.turn(&[Claim::Space(ioasid)])?;
-        let plan = self.context.state().engine.plan_unmap(ioasid, what)?;
         if what == Unmap::All && (unmap.iova, unmap.size) != (0, 0) {
+            // Ids and states are spoken of first.
+            drop(self.context.state().engine.plan_unmap(ioasid, what)?);
             return refuse_invalid("IOASID_UNMAP_ALL unmaps everything: iova and size must be 0");
         }
-        self.check_interrupt()?;
-        unmap.size = turn.execute_simply(plan)?;
+        let bitmap;
+        (unmap.size, bitmap) = match dirty {
+            false => (self.unmap(&turn, ioasid, what)?, None),
+            true => {
+                let (size, bits, place) = self.unmap_dirty(&turn, ioasid, &unmap)?;
+                (size, Some((bits, place)))
+            }
+        };
         drop(turn);
-        self.memory.write(output, unmap.as_bytes())?;
+        let known = (unmap.argsz as usize).min(size_of::<uapi::UnmapDma>());
+        self.memory.write(output, &unmap.as_bytes()[..known])?;
+        if let Some((bits, place)) = bitmap {
+            self.memory.write(place, bits.as_bytes())?;
+        }
         Ok(0)
     }
 
+    /// Unmaps; says how many bytes.
+    fn unmap(&mut self, turn: &Turn<'_>, ioasid: Ioasid, what: Unmap) -> Result<u64, Stop> {
+        let state = self.context.state();
+        let plan = state.engine.plan_unmap(ioasid, what)?;
+        if state.pasids.table(ioasid).is_some() {
+            return Err(pasid::table_bound(ioasid).into());
+        }
+        drop(state);
+        self.check_interrupt()?;
+        self.harvest_before(&plan)?;
+        Ok(turn.execute_simply(plan)?)
+    }
+
     fn bind_device(&mut self, arg: u64) -> Done {
-        let (mut bind, output): (uapi::BindDevice, _) = self.memory.exchange(arg)?;
+        let sizes = [uapi::BIND_SIZE_VER0];
+        let (mut bind, output): (uapi::BindDevice, _) = self.memory.exchange_of(arg, &sizes)?;
+        let known = (bind.argsz as usize).min(size_of::<uapi::BindDevice>());
         self.memory.ready()?;
-        self.memory.check_writable(output, bind.as_bytes())?;
-        known_flags(bind.flags, uapi::BIND_VFIO_GROUP | uapi::BIND_SIMULATED)?;
+        self.memory.check_writable(output, &bind.as_bytes()[..known])?;
+        let kinds = uapi::BIND_VFIO_GROUP | uapi::BIND_SIMULATED;
+        known_flags(bind.flags, kinds | uapi::BIND_SHARE)?;
+        reserved(bind.reserved)?;
+        let shares = bind.flags & uapi::BIND_SHARE != 0;
+        if !shares && bind.with != 0 {
+            return refuse_invalid("with is set, but not IOASID_BIND_SHARE: it must then be 0");
+        }
         let name = device_name(&bind.name)?;
-        let source = match bind.flags {
+        let source = match bind.flags & kinds {
             uapi::BIND_VFIO_GROUP => Source::vfio(self.named_caller()?, bind.fd, &name)?,
             uapi::BIND_SIMULATED if bind.fd != -1 => {
                 return refuse_invalid("a simulated device has no descriptor: fd must be -1");
@@ -379,111 +502,227 @@ impl<'a> Command<'a, '_, '_> {
                 );
             }
         };
-        let turn = self.group_turn(source.group())?;
-        let device = source.bind(&mut self.context.state(), name, Cookie(bind.cookie))?;
+        let home = source.home();
+        let with = shares.then_some(DeviceId(bind.with));
+        let (turn, place) = self.bind_turn(home, with)?;
+        let device = self.bind(source, place, name, Cookie(bind.cookie))?;
         bind.device = device.0;
-        self.memory.write(output, bind.as_bytes()).map_err(|failure| {
+        let written = self.memory.write(output, &bind.as_bytes()[..known]).map_err(Stop::from);
+        let finished = written.and_then(|()| self.join_container(&turn, device));
+        finished.inspect_err(|_| {
             // The program does not learn the number, so that it must not keep the device.
-            let unbound = self.context.state().engine.plan_unbind(device).map_err(Failure::from);
-            if let Err(why) = unbound.and_then(|plan| turn.execute_simply(plan)) {
+            if let Err(why) = self.unbind(&turn, device) {
                 log::error!("device {device} stays bound until its open ends: {why}");
             }
-            Stop::Refuse(failure)
         })?;
         Ok(0)
     }
 
+    /// The turn to bind a device of a group, and which table it is to use.
+    fn bind_turn(&self, home: HomeId, with: Option<DeviceId>) -> Result<(Turn<'a>, Place), Stop> {
+        loop {
+            let look = || -> Result<_, Failure> {
+                let state = self.context.state();
+                let place = Place::of(&state, home, with)?;
+                let shown = state.engine.shown(place.group());
+                Ok((place, shown, state.container().map(|container| container.ioasid)))
+            };
+            let seen = look()?;
+            let (place, shown, container) = seen;
+            let spaces = shown.into_iter().chain(container).map(Claim::Space);
+            let claims = spaces.chain([Claim::Devices, Claim::Group(place.group())]);
+            let turn = self.turn(&claims.collect::<Vec<_>>())?;
+            if look()? == seen {
+                return Ok((turn, place));
+            }
+        }
+    }
+
+    fn bind(
+        &self,
+        source: Source,
+        place: Place,
+        name: String,
+        cookie: Cookie,
+    ) -> Result<DeviceId, Failure> {
+        let (home, group) = (source.home(), place.group());
+        let simulated = matches!(home, HomeId::Simulated(_));
+        let mut state = self.context.state();
+        state.engine.can_bind(group, &name)?;
+        match place {
+            Place::Bound(_) => {}
+            Place::Own(_) => state.insert_table(group, source.open()?),
+            Place::Shared(_) => {
+                let table = state.table(group).cloned();
+                drop(state);
+                let Some(table) = table else { return Err(lost_table(group)) };
+                // Whoever shows something in it has no turn now.
+                source.join(&mut table.lock())?;
+                state = self.context.state();
+            }
+        }
+        let geometry = state.table(group).map(|table| table.lock().geometry().clone());
+        let Some(geometry) = geometry else { return Err(lost_table(group)) };
+        let bound = state
+            .engine
+            .regroup(group, geometry.clone(), &name)
+            .and_then(|()| state.engine.bind(Bind { group, geometry, simulated, name, cookie }));
+        let failure = match bound {
+            Ok(device) => {
+                state.insert_device(home, group, device);
+                return Ok(device);
+            }
+            Err(error) => Failure::from(error),
+        };
+        match place {
+            Place::Bound(_) => Err(failure),
+            Place::Own(_) => {
+                let garbage = state.remove_table(group);
+                drop(state);
+                drop(garbage);
+                Err(failure)
+            }
+            Place::Shared(_) => {
+                drop(state);
+                self.leave(group, home)?;
+                Err(Failure::invalid(failure.sentence))
+            }
+        }
+    }
+
+    /// Has a group let its table go, which others may share.
+    fn leave(&self, group: GroupId, home: HomeId) -> Result<(), Failure> {
+        let table = self.context.state().table(group).cloned();
+        let Some(table) = table else { return Ok(()) };
+        let mut table = table.lock();
+        table.leave(home.number())?;
+        let geometry = table.geometry().clone();
+        drop(table);
+        // What is mapped suits the others, who were there before.
+        let regrouped = self.context.state().engine.regroup(group, geometry, "");
+        if let Err(error) = regrouped {
+            log::error!("the table of group {group} without {home:?}: {error}");
+        }
+        Ok(())
+    }
+
     fn unbind_device(&mut self, arg: u64) -> Done {
         let device = DeviceId(by_value(arg, "device")?);
-        let turn = self.group_turn(self.group_of(device)?)?;
-        let state = self.context.state();
-        let plan = state.engine.plan_unbind(device)?;
-        let group = state.engine.device_info(device)?.group;
-        let last = state.engine.devices().filter(|device| device.group == group).count() == 1;
-        let table = state.table(group).filter(|_| last).cloned();
-        drop(state);
-        // Its table shows nothing, so that nobody is at work on it.
-        if let Some(table) = table
-            && let Table::Vfio(container) = &mut *table.lock()
-        {
-            container.detach_group()?;
-        }
-        turn.execute_simply(plan)?;
+        let turn = self.device_turn(device)?;
+        self.unbind(&turn, device)?;
         Ok(0)
+    }
+
+    fn unbind(&self, turn: &Turn<'_>, device: DeviceId) -> Result<(), Failure> {
+        let state = self.context.state();
+        let info = state.engine.device_info(device)?;
+        let (group, attached) = (info.group, info.ioasid);
+        let by_container = state.container().map(|c| c.ioasid).filter(|&own| attached == Some(own));
+        // What is illegal must change nothing.
+        let plan = match by_container {
+            Some(ioasid) => state.engine.plan_detach(device, ioasid)?,
+            None => state.engine.plan_unbind(device)?,
+        };
+        if let Some(pasid) = state.pasids.of(device).next() {
+            let why = format!("PASID {pasid} of the device is attached: detach it first");
+            return Err(Failure::new(Errno::BUSY, why));
+        }
+        let home = state.home_of(device);
+        let last_of = home.filter(|&home| state.member(home).is_some_and(|m| m.devices.len() == 1));
+        drop(state);
+        self.harvest_before(&plan)?;
+        if let Some(home) = last_of {
+            // Nobody is at work on its table.
+            self.leave(group, home)?;
+        }
+        if let Some(ioasid) = by_container {
+            let plan = self.context.state().engine.plan_detach(device, ioasid)?;
+            turn.execute_simply(plan)?;
+        }
+        let plan = self.context.state().engine.plan_unbind(device)?;
+        turn.execute_simply(plan)?;
+        self.context.state().forget_device(device);
+        self.context.faults.unbound(device);
+        self.leave_container(turn)
     }
 
     fn attach_device(&mut self, arg: u64) -> Done {
         let (attach, device, ioasid) = self.attachment(arg)?;
+        if attach.flags & uapi::ATTACH_USER_PASID != 0 {
+            return self.attach_pasid((device, attach.user_pasid), ioasid);
+        }
         let turn = self.attachment_turn(device, ioasid)?;
         let state = self.context.state();
         let plan = state.engine.plan_attach(device, ioasid)?;
-        refuse_pasid(&attach)?;
-        let must_lead = self.must_lead(&state, &plan, device, ioasid)?;
-        drop(state);
-        self.check_interrupt()?;
-        if must_lead {
-            let tid = self.named_caller()?;
-            let process = self.host.processes.of(tid)?;
-            turn.leads(&process);
-            self.leader.begin(tid, &process)?;
-        }
-        self.execute(&turn, plan)?;
-        Ok(0)
-    }
-
-    /// Whether the table of a device is to be filled with private memory, which a thread of the
-    /// process has to pin that it belongs to.
-    fn must_lead(
-        &self,
-        state: &State,
-        plan: &Plan,
-        device: DeviceId,
-        ioasid: Ioasid,
-    ) -> Result<bool, Failure> {
         let group = state.engine.device_info(device)?.group;
-        let pins = state.table(group).is_some_and(|table| table.lock().pins());
-        let fills = |change: &Change| matches!(change, Change::Fill { .. });
-        if !pins || !plan.changes().iter().any(fills) {
-            return Ok(false);
-        }
-        let memories = state.engine.mappings(ioasid)?.filter_map(|m| state.memory(m.memory));
-        let mut private = memories.filter(|(backing, _)| backing.programs().next().is_some());
-        Ok(private.next().is_some())
+        drop(state);
+        self.track_for(group, ioasid)?;
+        self.follow(&turn, plan)?;
+        Ok(0)
     }
 
     fn detach_device(&mut self, arg: u64) -> Done {
         let (attach, device, ioasid) = self.attachment(arg)?;
+        if attach.flags & uapi::ATTACH_USER_PASID != 0 {
+            return self.detach_pasid((device, attach.user_pasid), ioasid);
+        }
         let turn = self.attachment_turn(device, ioasid)?;
+        // What is illegal must change nothing; and what was read of a PASID table stands in no way.
+        drop(self.context.state().engine.plan_detach(device, ioasid)?);
+        self.forget_pasids(&turn, |(other, _)| other == device)?;
         let plan = self.context.state().engine.plan_detach(device, ioasid)?;
-        refuse_pasid(&attach)?;
-        turn.execute_simply(plan)?;
+        self.follow(&turn, plan)?;
+        let state = self.context.state();
+        let is_attached = |pasid| state.pasids.device((device, pasid)).is_some();
+        let is_detached = |pasid: Option<u32>| !pasid.is_some_and(is_attached);
+        self.context.faults.detached(device, ioasid, is_detached);
         Ok(0)
     }
 
     fn attachment_turn(&self, device: DeviceId, ioasid: Ioasid) -> Result<Turn<'a>, Stop> {
-        let group = self.group_of(device)?;
-        self.turn(&[Claim::Space(ioasid), Claim::Group(group)])
+        loop {
+            let group = self.group_of(device)?;
+            let turn = self.turn(&[Claim::Space(ioasid), Claim::Group(group)])?;
+            // Groups may have become one meanwhile.
+            if self.group_of(device)? == group {
+                return Ok(turn);
+            }
+        }
     }
 
-    /// The turn to change which devices of a group are bound, which also concerns the I/O address
-    /// space that its table shows.
-    fn group_turn(&self, group: GroupId) -> Result<Turn<'a>, Stop> {
+    /// The turn to unbind a device, which also concerns the I/O address space that its table shows
+    /// and that of the container.
+    fn device_turn(&self, device: DeviceId) -> Result<Turn<'a>, Stop> {
         loop {
-            let shown = self.context.state().engine.shown(group);
-            let claims = shown.map(Claim::Space).into_iter().chain([Claim::Group(group)]);
+            let look = || -> Result<_, Failure> {
+                let state = self.context.state();
+                if state.pasids.hides_device(device) {
+                    return Err(ioasid::Error::NoDevice(device).into());
+                }
+                let group = state.engine.device_info(device)?.group;
+                let container = state.container().map(|container| container.ioasid);
+                Ok((group, state.engine.shown(group), container))
+            };
+            let seen = look()?;
+            let (group, shown, container) = seen;
+            let spaces = shown.into_iter().chain(container).map(Claim::Space);
+            let claims = spaces.chain([Claim::Devices, Claim::Group(group)]);
             let turn = self.turn(&claims.collect::<Vec<_>>())?;
-            if self.context.state().engine.shown(group) == shown {
+            if look()? == seen {
                 return Ok(turn);
             }
         }
     }
 
     fn group_of(&self, device: DeviceId) -> Result<GroupId, Failure> {
-        Ok(self.context.state().engine.device_info(device)?.group)
+        let state = self.context.state();
+        if state.pasids.hides_device(device) {
+            return Err(ioasid::Error::NoDevice(device).into());
+        }
+        Ok(state.engine.device_info(device)?.group)
     }
 
     fn attachment(&mut self, arg: u64) -> Result<(uapi::AttachDevice, DeviceId, Ioasid), Stop> {
-        const PASID_MAX: u32 = (1 << 20) - 1;
         let attach: uapi::AttachDevice = self.memory.structure(arg)?;
         known_flags(attach.flags, uapi::ATTACH_USER_PASID)?;
         reserved(attach.reserved)?;
@@ -503,13 +742,17 @@ impl<'a> Command<'a, '_, '_> {
         let (mut info, output): (uapi::DeviceInfo, _) = self.memory.exchange(arg)?;
         self.memory.ready()?;
         let state = self.context.state();
-        let device = state.engine.device_info(DeviceId(info.device))?;
+        let number = DeviceId(info.device);
+        if state.pasids.hides_device(number) {
+            return Err(ioasid::Error::NoDevice(number).into());
+        }
+        let device = state.engine.device_info(number)?;
         let aperture = device.geometry.permitted.hull();
         info.flags = if device.simulated { uapi::DEVICE_SIMULATED } else { uapi::DEVICE_VFIO };
         if device.ioasid.is_some() {
             info.flags |= uapi::DEVICE_ATTACHED;
         }
-        info.group = device.group.0 as u32;
+        info.group = state.home_of(device.id).map_or(0, HomeId::number);
         info.ioasid = device.ioasid.map_or(0, Ioasid::get);
         info.max_mappings = device.geometry.max_mappings;
         info.cookie = device.cookie.0;
@@ -550,72 +793,6 @@ impl<'a> Command<'a, '_, '_> {
         }
     }
 
-    fn sim_dma(&mut self, arg: u64) -> Done {
-        let (mut dma, output): (uapi::SimDma, _) = self.memory.exchange(arg)?;
-        known_flags(dma.flags, uapi::SIM_DMA_READ | uapi::SIM_DMA_WRITE)?;
-        reserved(dma.reserved)?;
-        let write = match dma.flags {
-            uapi::SIM_DMA_READ => false,
-            uapi::SIM_DMA_WRITE => true,
-            _ => {
-                return refuse_invalid(
-                    "exactly one of IOASID_SIM_DMA_READ and IOASID_SIM_DMA_WRITE must be set",
-                );
-            }
-        };
-        self.check_simulated(DeviceId(dma.device))?;
-        if dma.size == 0 || dma.size > uapi::SIM_DMA_MAX {
-            return refuse_invalid("size must be 1 to IOASID_SIM_DMA_MAX");
-        }
-        no_wrap("iova", dma.iova, dma.size)?;
-        no_wrap("data", dma.data, dma.size)?;
-        let mut buffer = vec![0; dma.size as usize];
-        let data = if write {
-            self.memory.read(dma.data, &mut buffer)?;
-            None
-        } else {
-            Some(self.memory.reserve(dma.data, buffer.len()))
-        };
-        self.memory.ready()?;
-        self.memory.check_writable(output, dma.as_bytes())?;
-        let (done, fault) = self.transfer(&dma, &mut buffer)?;
-        dma.done = done;
-        self.memory.write(output, dma.as_bytes())?;
-        self.write_data(data, &buffer[..done as usize])?;
-        fault.map_or(Ok(0), |fault| Err(fault.into()))
-    }
-
-    fn write_data(&mut self, data: Option<Output>, bytes: &[u8]) -> Result<(), Failure> {
-        data.map_or(Ok(()), |data| self.memory.write(data, bytes))
-    }
-
-    fn transfer(
-        &self,
-        dma: &uapi::SimDma,
-        buffer: &mut [u8],
-    ) -> Result<(u64, Option<Failure>), Stop> {
-        let state = self.context.state();
-        let group = state.engine.device_info(DeviceId(dma.device))?.group;
-        let table = state.table(group).cloned();
-        drop(state);
-        let Some(table) = table else { return Err(not_simulated(DeviceId(dma.device)).into()) };
-        match &*table.lock() {
-            Table::Simulated(table) => Ok(match dma.flags {
-                uapi::SIM_DMA_READ => table.dma(dma.iova, Transfer::Read(buffer)),
-                _ => table.dma(dma.iova, Transfer::Write(buffer)),
-            }),
-            Table::Vfio(_) => Err(not_simulated(DeviceId(dma.device)).into()),
-        }
-    }
-
-    fn check_simulated(&self, device: DeviceId) -> Result<(), Stop> {
-        let state = self.context.state();
-        match state.engine.device_info(device)?.simulated {
-            true => Ok(()),
-            false => Err(not_simulated(device).into()),
-        }
-    }
-
     /// The calling thread, for what cannot be done without knowing it.
     fn named_caller(&self) -> Result<Tid, Failure> {
         self.memory.tid().ok_or_else(|| {
@@ -624,6 +801,15 @@ impl<'a> Command<'a, '_, '_> {
                  and descriptors cannot be found; run the daemon in the host's",
             )
         })
+    }
+
+    /// The process of the caller, which is blocked until it has its answer.
+    fn process_of(&self, caller: Tid) -> Result<Arc<Process>, Failure> {
+        if let Some(process) = self.process.get() {
+            return Ok(Arc::clone(process));
+        }
+        let process = self.host.processes.of(caller)?;
+        Ok(Arc::clone(self.process.get_or_init(|| process)))
     }
 
     /// What the caller has locked, and may lock.
@@ -636,13 +822,43 @@ impl<'a> Command<'a, '_, '_> {
     /// Waits for the turn to work on `claims`.
     fn turn(&self, claims: &[Claim]) -> Result<Turn<'a>, Stop> {
         let context: &'a Context = self.context;
-        context.turn(claims, || self.check_interrupt())
+        let state = context.state();
+        let family = |claim: &Claim| match *claim {
+            Claim::Space(ioasid) if state.pasids.hides_space(ioasid) => {
+                Err(ioasid::Error::NoIoasid(ioasid.get()))
+            }
+            Claim::Space(ioasid) => Ok(Claim::Space(state.engine.family(ioasid))),
+            other => Ok(other),
+        };
+        let claims = claims.iter().map(family).collect::<Result<Vec<_>, _>>()?;
+        drop(state);
+        context.turn(&claims, || self.check_interrupt())
     }
 
     /// Lets a signal of the caller be handled while nothing has been changed.
     fn check_interrupt(&self) -> Result<(), Stop> {
         match self.interrupt.is_set() {
             true => Err(Stop::Restart),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A mapping as it is asked for.
+struct Mapping {
+    flags: u32,
+    fd: i32,
+    vaddr: u64,
+    iova: u64,
+    size: u64,
+}
+
+impl Mapping {
+    /// Whether flags and descriptor fit.
+    fn check(&self) -> Result<(), Failure> {
+        known_flags(self.flags, uapi::MAP_READ | uapi::MAP_WRITE | uapi::MAP_FILE)?;
+        match self.flags & uapi::MAP_FILE == 0 && self.fd != 0 {
+            true => Err(Failure::invalid("fd is set, but not IOASID_MAP_FILE: it must then be 0")),
             false => Ok(()),
         }
     }
@@ -684,7 +900,7 @@ impl Command<'_, '_, '_> {
             return Err(memory::refuse_pin(Errno::NOSYS).into());
         }
         let tid = self.named_caller()?;
-        let process = self.host.processes.of(tid)?;
+        let process = self.process_of(tid)?;
         let turn = self.turn(&[Claim::Registrations])?;
         let state = self.context.state();
         state.engine.check_register(state.owner(&process, None), vaddr, size)?;
@@ -730,7 +946,7 @@ impl Command<'_, '_, '_> {
 
     fn unregister_memory(&mut self, arg: u64) -> Done {
         let (vaddr, size) = self.registration(arg)?;
-        let process = self.host.processes.of(self.named_caller()?)?;
+        let process = self.process_of(self.named_caller()?)?;
         let _turn = self.turn(&[Claim::Registrations])?;
         self.unregister(&process, vaddr, size)?;
         Ok(0)
@@ -761,64 +977,6 @@ impl Command<'_, '_, '_> {
     }
 }
 
-/// The commands that this version refuses after checking the shape of their argument.
-impl Command<'_, '_, '_> {
-    fn create_nesting(&mut self) -> Done {
-        refuse_unsupported("IOASIDs cannot be nested yet (IOASID_EXT_NESTING is 0)")
-    }
-
-    fn bind_pgtable(&mut self, arg: u64, bind: bool) -> Done {
-        let table: uapi::BindPgtable = self.memory.structure(arg)?;
-        known_flags(table.flags, 0)?;
-        reserved(table.reserved)?;
-        if !bind && (table.format, table.addr, table.addr_width) != (0, 0, 0) {
-            return refuse_invalid("to unbind, every field but argsz and ioasid must be 0");
-        }
-        refuse_unsupported(
-            "page tables of the program cannot be bound yet (IOASID_EXT_USER_PAGE_TABLE is 0)",
-        )
-    }
-
-    fn bind_pasid_table(&mut self, arg: u64, bind: bool) -> Done {
-        let table: uapi::BindPasidTable = self.memory.structure(arg)?;
-        known_flags(table.flags, 0)?;
-        reserved(table.reserved)?;
-        if !bind && (table.format, table.addr, table.pasid_bits) != (0, 0, 0) {
-            return refuse_invalid("to unbind, every field but argsz and ioasid must be 0");
-        }
-        refuse_unsupported(NO_PASIDS)
-    }
-
-    fn invalidate_cache(&mut self, arg: u64) -> Done {
-        let invalidate: uapi::InvalidateCache = self.memory.structure(arg)?;
-        known_flags(invalidate.flags, uapi::INVALIDATE_ALL)?;
-        reserved(invalidate.reserved)?;
-        let all = invalidate.flags & uapi::INVALIDATE_ALL != 0;
-        match (all, invalidate.iova, invalidate.size) {
-            (true, 0, 0) => {}
-            (true, ..) => {
-                return refuse_invalid(
-                    "IOASID_INVALIDATE_ALL takes no range: iova and size must be 0",
-                );
-            }
-            (false, _, 0) => return refuse_invalid("size is 0"),
-            (false, iova, size) => no_wrap("iova", iova, size)?,
-        }
-        refuse_unsupported(
-            "no table of the program can be bound yet, so that there is nothing to invalidate",
-        )
-    }
-}
-
-const NO_PASIDS: &str = "DMA cannot be told apart by PASID: VFIO type1 has one table for a device (IOASID_EXT_USER_PASID_TABLE is 0)";
-
-fn refuse_pasid(attach: &uapi::AttachDevice) -> Result<(), Failure> {
-    match attach.flags & uapi::ATTACH_USER_PASID {
-        0 => Ok(()),
-        _ => Err(Failure::unsupported(NO_PASIDS)),
-    }
-}
-
 /// Where a device to bind comes from.
 enum Source {
     Vfio(vfio::Group),
@@ -846,14 +1004,14 @@ impl Source {
         Ok(Self::Simulated(Arc::clone(simulator), simulator.group_of(name)?))
     }
 
-    fn group(&self) -> GroupId {
+    fn home(&self) -> HomeId {
         match self {
-            Self::Vfio(group) => GroupId(group.number().into()),
-            Self::Simulated(_, group) => GroupId(SIMULATED_GROUPS | u64::from(*group)),
+            Self::Vfio(group) => HomeId::Vfio(group.number()),
+            Self::Simulated(_, group) => HomeId::Simulated(*group),
         }
     }
 
-    /// Takes the group, unless the open has it already.
+    /// Takes the group, with a table of its own.
     fn open(self) -> Result<Table, Failure> {
         match self {
             Self::Vfio(group) => vfio::Container::new(group).map(Table::Vfio),
@@ -861,23 +1019,59 @@ impl Source {
         }
     }
 
-    fn bind(self, state: &mut State, name: String, cookie: Cookie) -> Result<DeviceId, Failure> {
-        let group = self.group();
-        let simulated = matches!(self, Self::Simulated(..));
-        state.engine.can_bind(group, &name)?;
-        let first = state.table(group).is_none();
-        if first {
-            state.insert_table(group, self.open()?);
+    /// Takes the group, to share a table that others have.
+    fn join(self, table: &mut Table) -> Result<(), Failure> {
+        match (self, table) {
+            (Self::Vfio(group), Table::Vfio(container)) => container.join(group),
+            (own @ Self::Simulated(..), table) => table.merge(&mut own.open()?),
+            (Self::Vfio(_), Table::Simulated(_)) => Err(refuse_mixed()),
         }
-        let geometry = state.table(group).map(|table| table.lock().geometry().clone());
-        let geometry =
-            geometry.unwrap_or_else(|| unreachable!("the table was there or was inserted"));
-        let bound = state.engine.bind(Bind { group, geometry, simulated, name, cookie });
-        if bound.is_err() && first {
-            drop(state.remove_table(group));
-        }
-        Ok(bound?)
     }
+}
+
+/// Which table a device that is being bound is to use: that of this engine group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// That which its group has already.
+    Bound(GroupId),
+    /// One of its own.
+    Own(GroupId),
+    /// One that it will share.
+    Shared(GroupId),
+}
+
+impl Place {
+    fn of(state: &State, home: HomeId, with: Option<DeviceId>) -> Result<Self, Failure> {
+        let table_of = |device| {
+            let home = state.home_of(device).and_then(|home| state.member(home));
+            home.map(|member| member.table).ok_or(ioasid::Error::NoDevice(device))
+        };
+        let with = with.map(table_of).transpose()?;
+        if let Some(member) = state.member(home) {
+            return match with {
+                Some(other) if other != member.table => Err(Failure::new(
+                    Errno::BUSY,
+                    format!(
+                        "group {} has an I/O page table of its own already: unbind its devices first",
+                        home.number()
+                    ),
+                )),
+                _ => Ok(Self::Bound(member.table)),
+            };
+        }
+        let shared = with.or_else(|| container::table_for(state, home));
+        Ok(shared.map_or_else(|| Self::Own(state.free_group(home)), Self::Shared))
+    }
+
+    fn group(self) -> GroupId {
+        match self {
+            Self::Bound(group) | Self::Own(group) | Self::Shared(group) => group,
+        }
+    }
+}
+
+fn lost_table(group: GroupId) -> Failure {
+    Failure::new(Errno::IO, format!("the table of group {group} is gone"))
 }
 
 /// A device name out of a fixed field, which must end with a zero byte.
@@ -925,12 +1119,6 @@ fn no_wrap(what: &str, start: u64, size: u64) -> Result<(), Failure> {
             format!("{what} + size wraps: {start:#x} + {size:#x}"),
         )),
     }
-}
-
-fn not_simulated(device: DeviceId) -> Failure {
-    Failure::unsupported(format!(
-        "device {device} is real: only simulated devices do DMA on command"
-    ))
 }
 
 fn refuse_invalid(sentence: &'static str) -> Done {

@@ -10,8 +10,10 @@ use std::collections::{BTreeMap, VecDeque, hash_map};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cuse_channel::Notifier;
 use ioasid::{
-    Contents, Entry, ExecuteError, GroupId, Ioasid, Limits, MemoryId, Outcome, Owner, Plan, Range,
+    Change, Contents, DeviceId, Entry, ExecuteError, GroupId, Ioasid, Limits, MemoryId, Outcome,
+    Owner, Plan, Range,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustc_hash::FxHashMap;
@@ -19,8 +21,11 @@ use rustix::io::Errno;
 
 use crate::backend::{Effort, Progress, Table, vfio};
 use crate::failure::Failure;
+use crate::faults::Faults;
+use crate::memory::files::Files;
 use crate::memory::resolve::FileId;
 use crate::memory::{Backing, BoundDevice};
+use crate::pasids::Pasids;
 use crate::process::Process;
 
 /// How many threads' last failures an open remembers.
@@ -34,16 +39,23 @@ pub struct Context {
     freed: Condvar,
     /// What failed last, for IOASID_GET_ERROR.
     pub failures: Mutex<Failures>,
+    /// What its devices could not reach.
+    pub faults: Faults,
+    /// The files that are mapped here.
+    pub files: Files,
 }
 
 /// What a command has for itself while it works: no other command that claims it runs at the same
 /// time. Everything else goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// What an I/O address space maps, and which tables show it.
+    /// What an I/O address space maps, and which tables show it; with all that are nested on the
+    /// same: it is named by the one that is nested on none.
     Space(Ioasid),
     /// The devices of a group and what they are attached to.
     Group(GroupId),
+    /// Which devices there are, which groups share a table, and whether the open is a container.
+    Devices,
     /// Which memory is registered.
     Registrations,
 }
@@ -56,12 +68,14 @@ const LOOK: Duration = Duration::from_millis(20);
 const CLOSED_GRACE: Duration = Duration::from_secs(10);
 
 impl Context {
-    /// A fresh open.
-    pub fn new(limits: Limits) -> Self {
+    /// A fresh open. Who sleeps in poll is woken through `notifier`.
+    pub fn new(limits: Limits, notifier: Notifier) -> Self {
         Self {
             state: Mutex::new(State::new(limits)),
             freed: Condvar::new(),
             failures: Mutex::default(),
+            faults: Faults::new(notifier),
+            files: Files::default(),
         }
     }
 
@@ -237,9 +251,13 @@ pub type SharedTable = Arc<Mutex<Table>>;
 pub struct State {
     /// What exists and what is mapped.
     pub engine: ioasid::Context,
+    /// What stands for PASIDs.
+    pub pasids: Pasids,
     tables: BTreeMap<GroupId, SharedTable>,
-    /// The VFIO groups among them: who asks for one need not wait for its table.
-    vfio_groups: BTreeMap<GroupId, Arc<vfio::Group>>,
+    /// The groups that have bound devices, as the host numbers them.
+    members: BTreeMap<HomeId, Member>,
+    /// What the open is as a VFIO container: see [`State::container`].
+    container: Option<Container>,
     memories: FxHashMap<MemoryId, Memory>,
     last_memory: u64,
     owners: FxHashMap<Owner, OwnerInfo>,
@@ -250,6 +268,45 @@ pub struct State {
     turns: Vec<Holder>,
     last_turn: u64,
     is_released: bool,
+}
+
+/// A group as the host knows it: real ones by their IOMMU group number. (The engine knows those that
+/// share a table as one group.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HomeId {
+    /// A VFIO group.
+    Vfio(u32),
+    /// A simulated one.
+    Simulated(u32),
+}
+
+impl HomeId {
+    /// Its number on the host.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Vfio(number) | Self::Simulated(number) => number,
+        }
+    }
+}
+
+/// A group that has bound devices.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Whose table it uses: that of this engine group.
+    pub table: GroupId,
+    /// Its bound devices.
+    pub devices: Vec<DeviceId>,
+    /// Its descriptor, if it is real: who asks for it need not wait for the table.
+    group: Option<Arc<vfio::Group>>,
+}
+
+/// An open whose I/O address space is driven by the ioctls of a VFIO container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// The I/O address space.
+    pub ioasid: Ioasid,
+    /// It unmaps as VFIO_TYPE1_IOMMU does, and not as VFIO_TYPE1v2_IOMMU.
+    pub is_v1: bool,
 }
 
 /// The memory of one mapping, or registered memory.
@@ -282,6 +339,11 @@ pub struct Garbage {
     _tables: Vec<SharedTable>,
 }
 
+/// Simulated groups are numbered apart from the machine's IOMMU groups.
+const SIMULATED_GROUPS: u64 = 1 << 32;
+/// Above the numbers of groups: for a second table of the same number.
+const AGAIN_SHIFT: u32 = 33;
+
 /// How many owners may be remembered that have no memory here any more.
 const IDLE_OWNERS: usize = 64;
 
@@ -292,8 +354,10 @@ impl State {
     fn new(limits: Limits) -> Self {
         Self {
             engine: ioasid::Context::new(limits),
+            pasids: Pasids::default(),
             tables: BTreeMap::new(),
-            vfio_groups: BTreeMap::new(),
+            members: BTreeMap::new(),
+            container: None,
             memories: FxHashMap::default(),
             last_memory: 0,
             owners: FxHashMap::default(),
@@ -311,29 +375,101 @@ impl State {
         self.tables.get(&group)
     }
 
-    /// The tables that show an I/O address space.
+    /// The tables that show an I/O address space, or one that is nested on it.
     pub fn tables_of(&self, ioasid: Ioasid) -> Vec<SharedTable> {
-        let showing = self.engine.tables().filter(|table| table.shows == Some(ioasid));
-        showing.filter_map(|table| self.tables.get(&table.group).cloned()).collect()
+        self.engine.groups(ioasid).filter_map(|group| self.tables.get(&group).cloned()).collect()
+    }
+
+    /// Whether a plan has private memory of a program entered in a table that pins what it holds.
+    pub fn pins_private(&self, plan: &Plan) -> bool {
+        let pins = |group| self.tables.get(&group).is_some_and(|table| table.lock().pins());
+        let is_private = |memory| {
+            let known = self.memories.get(&memory);
+            known.is_some_and(|memory| memory.backing.programs().next().is_some())
+        };
+        plan.changes().iter().any(|change| match *change {
+            Change::Map { group, entry } => is_private(entry.memory) && pins(group),
+            Change::Fill { group, ioasid } => {
+                let mut memories = self.engine.memories(ioasid).into_iter().flatten();
+                pins(group) && memories.any(is_private)
+            }
+            Change::Unmap { .. } | Change::Clear { .. } => false,
+        })
+    }
+
+    /// What the open is as a VFIO container, if it is one, and the program has not freed its IOASID.
+    pub fn container(&self) -> Option<Container> {
+        self.container.filter(|container| self.engine.mappings(container.ioasid).is_ok())
+    }
+
+    /// The open is a container from now on, or is none any more.
+    pub fn set_container(&mut self, container: Option<Container>) {
+        self.container = container;
+    }
+
+    /// A group that has bound devices.
+    pub fn member(&self, home: HomeId) -> Option<&Member> {
+        self.members.get(&home)
+    }
+
+    /// The group of a bound device, as the host numbers it.
+    pub fn home_of(&self, device: DeviceId) -> Option<HomeId> {
+        let mut members = self.members.iter();
+        members.find(|(_, member)| member.devices.contains(&device)).map(|(&home, _)| home)
+    }
+
+    /// What the engine is to call the table of a group that shares none: its number on the host if
+    /// that is free (it may have left a table that has this name).
+    pub fn free_group(&self, home: HomeId) -> GroupId {
+        let kind = match home {
+            HomeId::Vfio(_) => 0,
+            HomeId::Simulated(_) => SIMULATED_GROUPS,
+        };
+        let first = kind | u64::from(home.number());
+        let mut names = (0..).map(|again| GroupId(first | again << AGAIN_SHIFT));
+        names.find(|name| !self.tables.contains_key(name)).unwrap_or(GroupId(first))
     }
 
     /// Adds the table of a group whose first device is being bound.
     pub fn insert_table(&mut self, group: GroupId, table: Table) {
-        if let Table::Vfio(container) = &table {
-            self.vfio_groups.insert(group, Arc::clone(container.group()));
-        }
         self.tables.insert(group, Arc::new(Mutex::new(table)));
     }
 
     /// Takes out the table of a group that has no bound device.
     pub fn remove_table(&mut self, group: GroupId) -> Option<SharedTable> {
-        self.vfio_groups.remove(&group);
+        self.members.retain(|_, member| member.table != group);
         self.tables.remove(&group)
+    }
+
+    /// Notes a device of a group, whose table is there.
+    pub fn insert_device(&mut self, home: HomeId, table: GroupId, device: DeviceId) {
+        let group = match self.tables.get(&table).map(|table| table.lock()).as_deref() {
+            Some(Table::Vfio(container)) => container.group(home.number()).map(Arc::clone),
+            _ => None,
+        };
+        let member = Member { table, devices: vec![], group };
+        self.members.entry(home).or_insert(member).devices.push(device);
+    }
+
+    /// Forgets a device that was unbound.
+    pub fn forget_device(&mut self, device: DeviceId) {
+        self.members.retain(|_, member| {
+            member.devices.retain(|&other| other != device);
+            !member.devices.is_empty()
+        });
+    }
+
+    /// All devices of table `from` use table `into` from now on.
+    pub fn merge_tables(&mut self, from: GroupId, into: GroupId) -> Option<SharedTable> {
+        for member in self.members.values_mut().filter(|member| member.table == from) {
+            member.table = into;
+        }
+        self.tables.remove(&from)
     }
 
     /// How far the command has got that works on an I/O address space: done and total bytes.
     pub fn progress(&self, ioasid: Ioasid) -> (u64, u64) {
-        let claim = [Claim::Space(ioasid)];
+        let claim = [Claim::Space(self.engine.family(ioasid))];
         let turn = self.turns.iter().find(|turn| turn.conflicts(&claim));
         turn.map_or((0, 0), |turn| turn.progress.get())
     }
@@ -441,16 +577,22 @@ impl State {
         };
         garbage._memories.extend(self.memories.drain().map(|(_, memory)| memory));
         garbage._tables.extend(std::mem::take(&mut self.tables).into_values());
+        self.members.clear();
         garbage
     }
 
     /// The devices of VFIO groups that are bound here.
     pub fn vfio_devices(&self) -> Vec<BoundDevice> {
-        let with_group = |device: ioasid::DeviceInfo<'_>| {
-            let group = Arc::clone(self.vfio_groups.get(&device.group)?);
-            Some(BoundDevice { group, name: device.name.to_owned() })
+        let devices = |member: &Member| {
+            let (group, devices) = (member.group.clone(), member.devices.clone());
+            let pair = move |device| Some((group.clone()?, device));
+            devices.into_iter().filter_map(pair)
         };
-        self.engine.devices().filter_map(with_group).collect()
+        let named = |(group, device)| {
+            let name = self.engine.device_info(device).ok()?.name.to_owned();
+            Some(BoundDevice { group, name })
+        };
+        self.members.values().flat_map(devices).filter_map(named).collect()
     }
 }
 
@@ -499,6 +641,22 @@ impl ioasid::Hardware for Hardware<'_, '_, '_> {
         let memory = self.context.state.lock().memory(entry.memory);
         let (backing, base) = memory.ok_or_else(|| lost("memory", entry.memory.0))?;
         self.table(group)?.lock().map(&entry, (&backing, base), &mut self.effort)
+    }
+
+    fn map_all(&mut self, group: GroupId, entries: &[Entry]) -> Result<(), (usize, Failure)> {
+        let table = self.table(group).map_err(|lost| (0, lost))?;
+        let state = self.context.state.lock();
+        let memories: Vec<_> = entries.iter().map(|entry| state.memory(entry.memory)).collect();
+        drop(state);
+        let mut table = table.lock();
+        for (done, (entry, memory)) in entries.iter().zip(memories).enumerate() {
+            let mapped = match memory {
+                Some((backing, base)) => table.map(entry, (&backing, base), &mut self.effort),
+                None => Err(lost("memory", entry.memory.0)),
+            };
+            mapped.map_err(|failure| (done, failure))?;
+        }
+        Ok(())
     }
 
     fn unmap(&mut self, group: GroupId, iova: u64, size: u64) -> Result<(), Failure> {

@@ -5,7 +5,7 @@
 //! engine (`ioasid`) for a plan; a [`backend`] carries it out, on callers' [`memory`].
 //!
 //! `unsafe` lives in `memory::window` (mmap), `memory::pin` (io_uring), `in_context::ptrace`,
-//! `backend::vfio::{ioctl, trace}` and `system` alone.
+//! `backend::vfio::{ioctl, trace}`, `faults::eventfd` and `system` alone.
 #![deny(unsafe_code)]
 
 pub mod argument;
@@ -15,10 +15,12 @@ pub mod commands;
 pub mod config;
 pub mod context;
 pub mod failure;
+pub mod faults;
 pub mod in_context;
 pub mod leader;
 pub mod memory;
 pub mod node;
+pub mod pasids;
 pub mod process;
 pub mod stages;
 pub mod system;

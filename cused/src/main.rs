@@ -13,8 +13,10 @@ use anyhow::{Context as _, bail};
 use clap::Parser as _;
 use cuse_channel::{Channel, CuseOptions, EndReason, Ended, FuseFileOptions, ServeOptions, Server};
 use cused::backend::simulated::Simulator;
+use cused::backend::vfio::kernel_log::{Event, KernelLog};
 use cused::commands::Host;
 use cused::config::{Config, Options, Transport};
+use cused::faults::queue::{Access, Reason};
 use cused::in_context::Scratches;
 use cused::node::Node;
 use cused::process::Processes;
@@ -55,8 +57,14 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let is_ending = Arc::new(AtomicBool::new(false));
     let scratches = Scratches::new().context("no random numbers")?;
     let processes = Processes::default();
-    let host = Host { limits, simulator, processes, scratches, is_ending: Arc::clone(&is_ending) };
-    let node = Node::new(host, config.argument_access);
+    let host = Host {
+        limits,
+        simulator,
+        processes,
+        scratches,
+        is_ending: Arc::clone(&is_ending),
+        tells_real_faults: AtomicBool::new(false),
+    };
     let channel = open_channel(&config)?;
     let serve = ServeOptions {
         max_threads: config.limits.threads,
@@ -64,11 +72,40 @@ fn run(options: &Options) -> anyhow::Result<()> {
         ..ServeOptions::default()
     };
     let server = Server::new(channel, serve)?;
+    let node = Arc::new(Node::new(host, config.argument_access, server.notifier()));
+    let _kernel_log = follow_kernel_log(&node);
     stop_on_signal(&server, signals, is_ending)?;
     announce(server.node(), ready)?;
-    let ended = server.serve(Arc::new(node));
+    let ended = server.serve(node);
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     report(&ended)
+}
+
+/// Has programs told of the faults of real devices, as long as what is returned is kept.
+fn follow_kernel_log(node: &Arc<Node>) -> Option<KernelLog> {
+    let there = Arc::downgrade(node);
+    let tell = move |event| {
+        let Some(node) = there.upgrade() else { return };
+        match event {
+            Event::Suppressed(messages) => node.report_suppressed(messages),
+            Event::Fault(fault) => {
+                let access =
+                    Access { address: fault.address, write: fault.write, pasid: fault.pasid };
+                // What hardware calls a reason says which entry it met, and not why.
+                node.report_unrecoverable(&fault.device, access, Reason::Unknown);
+            }
+        }
+    };
+    match KernelLog::follow(tell) {
+        Ok(log) => {
+            node.tells_real_faults();
+            Some(log)
+        }
+        Err(failure) => {
+            log::info!("programs will not be told of the faults of real devices: {failure}");
+            None
+        }
+    }
 }
 
 fn open_channel(config: &Config) -> anyhow::Result<Channel> {

@@ -1,6 +1,7 @@
 //! The few questions to the kernel about processes that no library asks.
 #![allow(unsafe_code)]
 
+use std::os::fd::{AsFd, AsRawFd as _, RawFd};
 use std::ptr;
 
 use rustix::io::Errno;
@@ -21,6 +22,20 @@ pub fn share_descriptors(tgid: u32, tid: Tid) -> bool {
     // SAFETY: kcmp compares, and touches no memory of ours.
     let same = || unsafe { libc::syscall(libc::SYS_kcmp, tgid, tid.get(), KCMP_FILES, 0, 0) == 0 };
     tgid == tid.get() || same()
+}
+
+/// Whether descriptor `fd` of a thread stands for the same open file as ours. False also where the
+/// kernel does not say (CONFIG_KCMP).
+pub fn is_same_file(ours: impl AsFd, tid: Tid, fd: RawFd) -> bool {
+    const KCMP_FILE: libc::c_int = 0;
+    let ours = ours.as_fd().as_raw_fd();
+    let (Ok(ours), Ok(fd)) = (libc::c_ulong::try_from(ours), libc::c_ulong::try_from(fd)) else {
+        return false;
+    };
+    let own = std::process::id();
+    // SAFETY: kcmp compares, and touches no memory of ours.
+    let result = unsafe { libc::syscall(libc::SYS_kcmp, own, tid.get(), KCMP_FILE, ours, fd) };
+    result == 0
 }
 
 /// The soft limit of a process for locked memory; `u64::MAX` for none.

@@ -3,7 +3,10 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ioasid::pgtable::Format;
+use ioasid::pgtable::pasid::PasidFormat;
 
 use crate::number::{hex, number, number32};
 
@@ -94,69 +97,46 @@ pub(crate) enum Command {
     #[command(long_about = MAP)]
     Map(Map),
     /// Unmap a range, or everything; prints the number of bytes
-    Unmap {
+    Unmap(Unmap),
+    /// Map and unmap as the lines of a file say; prints how many were done
+    #[command(long_about = VECTOR)]
+    Vector {
         /// The IOASID
         #[arg(value_parser = number32)]
         ioasid: u32,
-        #[command(flatten)]
-        range: RangeOrAll,
+        /// The file, `-` for standard input
+        file: PathBuf,
     },
-    /// Make an I/O address space nested on another; prints its IOASID
-    CreateNesting {
+    /// Make an I/O address space nested on another, which translates its addresses; prints its IOASID
+    #[command(long_about = NEST)]
+    Nest {
         /// The IOASID to nest on
         #[arg(value_parser = number32)]
         parent: u32,
     },
-    /// Have a child IOASID translate by a page table in its parent's space
-    BindPgtable {
-        /// The child IOASID
-        #[arg(value_parser = number32)]
-        ioasid: u32,
-        /// Where the table's root is in the parent's space
-        #[arg(long, value_parser = number)]
-        addr: u64,
-        /// The number of the format
-        #[arg(long, value_parser = number32, default_value = "0")]
-        format: u32,
-        /// Bits of an input address
-        #[arg(long, value_parser = number32, default_value = "48")]
-        addr_width: u32,
-    },
-    /// Undo bind-pgtable
-    UnbindPgtable {
+    /// Have a child IOASID translate by a page table that lies in memory of its parent
+    #[command(long_about = BIND_TABLE)]
+    BindTable(BindTable),
+    /// Undo bind-table
+    UnbindTable {
         /// The child IOASID
         #[arg(value_parser = number32)]
         ioasid: u32,
     },
-    /// Have a child IOASID stand for a PASID table in its parent's space
-    BindPasidTable {
-        /// The child IOASID
-        #[arg(value_parser = number32)]
-        ioasid: u32,
-        /// Where the table is in the parent's space
-        #[arg(long, value_parser = number)]
-        addr: u64,
-        /// The number of the format
-        #[arg(long, value_parser = number32, default_value = "0")]
-        format: u32,
-        /// The log2 of the number of entries
-        #[arg(long, value_parser = number32, default_value = "20")]
-        pasid_bits: u32,
-    },
-    /// Undo bind-pasid-table
-    UnbindPasidTable {
+    /// Have a child IOASID stand for a PASID table that lies in memory of its parent
+    #[command(long_about = BIND_PASIDS)]
+    BindPasids(BindPasids),
+    /// Undo bind-pasids
+    UnbindPasids {
         /// The child IOASID
         #[arg(value_parser = number32)]
         ioasid: u32,
     },
-    /// Say that a bound table has changed
-    Invalidate {
-        /// The child IOASID
-        #[arg(value_parser = number32)]
-        ioasid: u32,
-        #[command(flatten)]
-        range: RangeOrAll,
-    },
+    /// Say that a bound table has changed: all of it, or what translates a range or a PASID
+    Invalidate(Invalidate),
+    /// Which pages of an I/O address space devices have written
+    #[command(subcommand, long_about = DIRTY)]
+    Dirty(Dirty),
     /// Put a device under control of the context; prints its number
     Bind(Bind),
     /// Give a device back
@@ -178,8 +158,20 @@ pub(crate) enum Command {
         field: Field,
     },
     /// Have a simulated device do DMA
-    #[command(subcommand)]
+    #[command(subcommand, long_about = SIM_DMA)]
     SimDma(SimDma),
+    /// Read the records of DMA faults, a line each; without --follow, those that there are
+    #[command(long_about = FAULTS)]
+    Faults(Faults),
+    /// Answer a recoverable fault, for which a device waits
+    Complete {
+        /// The fault's id, from its record
+        #[arg(value_parser = number32)]
+        fault: u32,
+        /// What the device is told
+        #[arg(value_enum)]
+        response: Response,
+    },
     /// Explain the last failure of the context
     Error {
         /// Only of this thread (in which nothing has failed yet)
@@ -204,19 +196,23 @@ impl Command {
             Command::Free { .. } => "free",
             Command::Info { .. } => "info",
             Command::Map(_) => "map",
-            Command::Unmap { .. } => "unmap",
-            Command::CreateNesting { .. } => "create-nesting",
-            Command::BindPgtable { .. } => "bind-pgtable",
-            Command::UnbindPgtable { .. } => "unbind-pgtable",
-            Command::BindPasidTable { .. } => "bind-pasid-table",
-            Command::UnbindPasidTable { .. } => "unbind-pasid-table",
-            Command::Invalidate { .. } => "invalidate",
+            Command::Unmap(_) => "unmap",
+            Command::Vector { .. } => "vector",
+            Command::Nest { .. } => "nest",
+            Command::BindTable(_) => "bind-table",
+            Command::UnbindTable { .. } => "unbind-table",
+            Command::BindPasids(_) => "bind-pasids",
+            Command::UnbindPasids { .. } => "unbind-pasids",
+            Command::Invalidate(_) => "invalidate",
+            Command::Dirty(_) => "dirty",
             Command::Bind(_) => "bind",
             Command::Unbind { .. } => "unbind",
             Command::Attach(_) => "attach",
             Command::Detach(_) => "detach",
             Command::DeviceInfo { .. } => "device-info",
             Command::SimDma(_) => "sim-dma",
+            Command::Faults(_) => "faults",
+            Command::Complete { .. } => "complete",
             Command::Error { .. } => "error",
             Command::Raw(_) => "raw",
             Command::Doctor(_) => "doctor",
@@ -249,7 +245,14 @@ your program, have it call IOASID_GET_INFO, or run this under its limit.
 locked_limit is `unlimited`, in JSON null, for a process with CAP_IPC_LOCK.
 
 While a command works on the IOASID, work_total is how many bytes it will map
-and work_done how many it has mapped; otherwise both are 0.";
+and work_done how many it has mapped; otherwise both are 0.
+
+parent is 0 and depth 0 for one that is nested on none. formats and
+pasid_formats name what bind-table and bind-pasids take; format is what is
+bound, or `none`, and format_addr where it is in the parent. The flags tell what
+can be done (MAP_DMA, NESTING, DIRTY), what it is (SIMULATED, SHADOW: a child,
+whose contents the daemon composes) and what is at work (TRACKING: dirty pages
+are tracked; PASID_TABLE: what is bound is one).";
 
 const MAP: &str = "\
 Map memory; it stays mapped after this process has ended.
@@ -263,6 +266,9 @@ The kinds of memory:
   --private        private memory, such as malloc gives: a real device keeps it
                    when this process ends, a simulated one then meets faults,
                    so that --hold keeps this process
+  --parent-address A
+                   for an IOASID that is nested: an address of its parent, whose
+                   memory devices then reach; takes --size
 
     ioasidctl map $id --iova 0 --map-file /dev/shm/buf --offset 4K --size 4K
     exec 8<>/dev/shm/buf; ioasidctl map $id --iova 64K --map-fd 8";
@@ -301,8 +307,14 @@ pub(crate) struct Source {
     /// Private memory: a copy of the file or memfd, or zeroes
     #[arg(long, conflicts_with = "vaddr")]
     pub(crate) private: bool,
-    /// An address as it is: in the parent's space when the IOASID is nested, or a wrong one
-    #[arg(long, value_parser = number, group = "memory")]
+    /// An address as it is: of the parent when the IOASID is nested, or a wrong one
+    #[arg(
+        long,
+        visible_alias = "parent-address",
+        value_name = "ADDRESS",
+        value_parser = number,
+        group = "memory"
+    )]
     pub(crate) vaddr: Option<u64>,
     /// How many bytes [default: the file from the offset, to the end of its last page]
     #[arg(long, value_parser = number)]
@@ -401,6 +413,193 @@ pub(crate) struct Unregister {
     pub(crate) size: u64,
 }
 
+const VECTOR: &str = "\
+Map and unmap as the lines of a file say, in order, up to 2048 in one call of the
+node; prints how many were done. The first that is refused ends it: those before
+stay done, and the error names its line.
+
+  map [ACCESS] IOVA SIZE ADDRESS           of the parent, when nested
+  map-file [ACCESS] IOVA SIZE OFFSET PATH  a file, by a descriptor
+  unmap IOVA SIZE
+  unmap-all
+
+ACCESS is what devices may do: r, w or rw, which it is without. PATH is the rest of
+the line. Empty lines, and those that begin with #, are skipped.
+
+    ioasidctl vector $id - <<END
+    map-file rw 0x10000 64K 0 /dev/shm/buf
+    map-file r 0x20000 4K 64K /dev/shm/buf
+    unmap 0x10000 64K
+    END";
+
+const NEST: &str = "\
+Make an I/O address space nested on another, which translates its addresses; prints
+its IOASID.
+
+The child is filled by map --parent-address, or bound to a page table
+(bind-table) or a PASID table (bind-pasids). A device is attached to the parent
+first, and then to the child.
+
+    child=$(ioasidctl nest $parent)
+    ioasidctl attach $device $parent
+    ioasidctl attach $device $child
+    ioasidctl map $child --iova 0x1000 --parent-address 0x80000 --size 4K";
+
+const BIND_TABLE: &str = "\
+Have a child IOASID translate by a page table that lies in memory of its parent.
+
+All addresses in the table are the parent's. It is read now, and when invalidate
+says that it has changed. Formats, and the widths of their addresses:
+
+  x86-4level    48              x86-64, VT-d first stage
+  x86-5level    57              the same with five levels
+  vtd-second    39, 48, 57      VT-d second stage
+  amd-v1        39, 48, 57, 64  AMD I/O page table
+  arm-lpae-4k   25 to 48        Arm long descriptors, stage 1, 4 KiB
+  arm-lpae-64k  25 to 48        the same with 64 KiB
+
+    ioasidctl bind-table $child --format x86-4level --address 0x1000";
+
+const BIND_PASIDS: &str = "\
+Have a child IOASID stand for a PASID table that lies in memory of its parent.
+
+DMA of its simulated devices that is tagged with a PASID (sim-dma --pasid) is
+translated by the page table that the PASID's entry names, and then by the parent.
+Formats:
+
+  vtd-scalable  VT-d scalable mode: a directory, and tables of 64 entries
+  arm-cd        Arm SMMUv3: context descriptors in a row
+  arm-cd-4k     the same in two levels, with tables of 4 KiB
+  arm-cd-64k    the same in two levels, with tables of 64 KiB";
+
+/// The parser of a page-table format's name.
+fn table_format() -> impl TypedValueParser<Value = Format> {
+    let names = Format::ALL.map(Format::name);
+    PossibleValuesParser::new(names).map(|text| {
+        let known = Format::ALL.into_iter().find(|format| format.name() == text);
+        known.unwrap_or_else(|| unreachable!("{text} is one of the names"))
+    })
+}
+
+/// The parser of a PASID-table format's name.
+fn pasid_format() -> impl TypedValueParser<Value = PasidFormat> {
+    let names = PasidFormat::ALL.map(|format| {
+        let name = PossibleValue::new(format.name());
+        // As the header has it.
+        if format == PasidFormat::VtdScalable { name.alias("vtd") } else { name }
+    });
+    PossibleValuesParser::new(names).map(|text| {
+        let known = PasidFormat::ALL.into_iter().find(|format| format.name() == text);
+        known.unwrap_or(PasidFormat::VtdScalable)
+    })
+}
+
+/// Arguments of `bind-table`.
+#[derive(Args, Debug)]
+pub(crate) struct BindTable {
+    /// The child IOASID
+    #[arg(value_parser = number32)]
+    pub(crate) ioasid: u32,
+    /// What the table's entries look like
+    #[arg(long, value_name = "NAME", value_parser = table_format())]
+    pub(crate) format: Format,
+    /// Where the table's root is in the parent
+    #[arg(long, value_parser = number)]
+    pub(crate) address: u64,
+    /// Bits of an address that it translates [default: 57 for x86-5level, else 48]
+    #[arg(long, value_name = "BITS", value_parser = number32)]
+    pub(crate) width: Option<u32>,
+}
+
+/// Arguments of `bind-pasids`.
+#[derive(Args, Debug)]
+pub(crate) struct BindPasids {
+    /// The child IOASID
+    #[arg(value_parser = number32)]
+    pub(crate) ioasid: u32,
+    /// What the table looks like
+    #[arg(long, value_name = "NAME", value_parser = pasid_format())]
+    pub(crate) format: PasidFormat,
+    /// Where the table is in the parent
+    #[arg(long, value_parser = number)]
+    pub(crate) address: u64,
+    /// The log2 of the number of PASIDs
+    #[arg(long, value_parser = number32)]
+    pub(crate) bits: u32,
+}
+
+/// Arguments of `invalidate`.
+#[derive(Args, Debug)]
+pub(crate) struct Invalidate {
+    /// The child IOASID
+    #[arg(value_parser = number32)]
+    pub(crate) ioasid: u32,
+    /// Where the range begins
+    #[arg(long, value_parser = number, requires = "size")]
+    pub(crate) iova: Option<u64>,
+    /// How many bytes
+    #[arg(long, value_parser = number, requires = "iova")]
+    pub(crate) size: Option<u64>,
+    /// Of a PASID table: this PASID's entry, and the page table behind it
+    #[arg(long, value_parser = number32, conflicts_with_all = ["iova", "size"])]
+    pub(crate) pasid: Option<u32>,
+}
+
+const DIRTY: &str = "\
+Which pages of an I/O address space devices have written.
+
+Pages are tracked from `start` on; `read` prints the ranges that were written since
+they were last asked for, a line each. Simulated devices are tracked exactly; of
+real ones no more is known than which pages they can write, and each read says so
+anew.
+
+    ioasidctl dirty start $id
+    ioasidctl dirty read $id --iova 0 --size 16M
+    ioasidctl unmap $id --iova 0 --size 16M --dirty
+    ioasidctl dirty stop $id";
+
+/// What `dirty` does.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Dirty {
+    /// Track from now on
+    Start {
+        /// The IOASID
+        #[arg(value_parser = number32)]
+        ioasid: u32,
+    },
+    /// Track no more, and forget
+    Stop {
+        /// The IOASID
+        #[arg(value_parser = number32)]
+        ioasid: u32,
+    },
+    /// Print the ranges that were written, as START-LAST, and forget these
+    Read {
+        /// The IOASID
+        #[arg(value_parser = number32)]
+        ioasid: u32,
+        /// Where to look
+        #[arg(long, value_parser = number)]
+        iova: u64,
+        /// How many bytes
+        #[arg(long, value_parser = number)]
+        size: u64,
+    },
+}
+
+/// Arguments of `unmap`.
+#[derive(Args, Debug)]
+pub(crate) struct Unmap {
+    /// The IOASID
+    #[arg(value_parser = number32)]
+    pub(crate) ioasid: u32,
+    #[command(flatten)]
+    pub(crate) range: RangeOrAll,
+    /// Tell also what devices have written of it: prints FIELD=VALUE lines
+    #[arg(long, conflicts_with = "all")]
+    pub(crate) dirty: bool,
+}
+
 /// A range of IOVAs, or everything.
 #[derive(Args, Debug)]
 pub(crate) struct RangeOrAll {
@@ -440,6 +639,10 @@ pub(crate) struct Bind {
     /// A simulated device
     #[arg(long, value_name = "NAME", conflicts_with = "name")]
     pub(crate) simulated: Option<String>,
+    /// Have its group share the I/O page table of this device, of the same kind and bound before:
+    /// what is mapped is pinned once, and they can only be attached to the same IOASID
+    #[arg(long, value_name = "NUMBER", value_parser = number32)]
+    pub(crate) share_with: Option<u32>,
     /// A number that reports about the device will carry
     #[arg(long, value_parser = number, default_value = "0")]
     pub(crate) cookie: u64,
@@ -463,9 +666,35 @@ pub(crate) struct Attachment {
     /// The IOASID
     #[arg(value_parser = number32)]
     pub(crate) ioasid: u32,
-    /// Only DMA that is tagged with this PASID
+    /// Only DMA that is tagged with this PASID (simulated devices)
     #[arg(long, value_parser = number32)]
     pub(crate) pasid: Option<u32>,
+}
+
+const SIM_DMA: &str = "\
+Have a simulated device do DMA.
+
+A fault fails it, unless it is --recoverable: then the device waits, and the output
+is FIELD=VALUE lines, with `done`, the bytes before the fault, and `fault`, its id
+(0 if there was none). Once that is completed, the rest is asked for with --continue.
+
+    ioasidctl sim-dma write $device --iova 0x10000 --text hi --recoverable
+    ioasidctl map $id --iova 0x10000 --file /dev/shm/buf
+    ioasidctl complete $fault success
+    ioasidctl sim-dma write $device --iova 0x10000 --text hi --continue $fault";
+
+/// How a simulated device does DMA.
+#[derive(Args, Debug)]
+pub(crate) struct Manner {
+    /// Tag it with this PASID
+    #[arg(long, value_parser = number32)]
+    pub(crate) pasid: Option<u32>,
+    /// At a fault wait for `complete`; prints FIELD=VALUE lines
+    #[arg(long)]
+    pub(crate) recoverable: bool,
+    /// Go on after this fault, which was completed; implies --recoverable
+    #[arg(long = "continue", value_name = "FAULT", value_parser = number32)]
+    pub(crate) after: Option<u32>,
 }
 
 /// The two directions of `sim-dma`.
@@ -488,6 +717,8 @@ pub(crate) enum SimDma {
         /// Print the bytes as text, up to the first zero byte
         #[arg(long)]
         text: bool,
+        #[command(flatten)]
+        manner: Manner,
     },
     /// The device writes memory; prints the number of bytes
     Write {
@@ -499,7 +730,45 @@ pub(crate) enum SimDma {
         iova: u64,
         #[command(flatten)]
         data: Data,
+        #[command(flatten)]
+        manner: Manner,
     },
+}
+
+const FAULTS: &str = "\
+Read the records of DMA faults, a line each; without --follow, those that there are.
+A record that is read is gone.
+
+A line has `access` (read, write), `address`, `ioasid` (0 if the device is attached to
+none), `device` and its `cookie`; `reason` (not-mapped, permission, memory, unknown);
+`id`, for complete, of a recoverable fault and otherwise 0; `lost`, how many records
+were lost before; `source`, which is `kernel-log` for what is known of real devices
+only late and in part; and `pasid` if the DMA was tagged.
+
+    fault=$(ioasidctl faults --count 1 --field id)";
+
+/// Arguments of `faults`.
+#[derive(Args, Debug)]
+pub(crate) struct Faults {
+    /// Wait for more, until interrupted
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// End after so many
+    #[arg(long, value_name = "N", value_parser = number)]
+    pub(crate) count: Option<u64>,
+    #[command(flatten)]
+    pub(crate) field: Field,
+}
+
+/// The answers to a recoverable fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Response {
+    /// It repeats its access, which fails if there is still nothing
+    Success,
+    /// The same, but if there is still nothing it reports anew
+    Retry,
+    /// Its access fails
+    Fail,
 }
 
 /// What a simulated device writes.
@@ -597,18 +866,27 @@ mod tests {
             "info 1",
             "map 1 --iova 0 --file /dev/null",
             "unmap 1 --all",
-            "create-nesting 1",
-            "bind-pgtable 1 --addr 0",
-            "unbind-pgtable 1",
-            "bind-pasid-table 1 --addr 0",
-            "unbind-pasid-table 1",
+            "unmap 1 --iova 0 --size 4K --dirty",
+            "vector 1 -",
+            "nest 1",
+            "bind-table 1 --format arm-lpae-4k --address 0 --width 39",
+            "unbind-table 1",
+            "bind-pasids 1 --format vtd --address 0 --bits 4",
+            "unbind-pasids 1",
+            "invalidate 1",
             "invalidate 1 --iova 0 --size 4K",
+            "invalidate 1 --pasid 4",
+            "dirty start 1",
+            "dirty read 1 --iova 0 --size 4K",
             "bind --simulated sim0",
             "unbind 1",
             "attach 1 1",
             "detach 1 1 --pasid 3",
             "device-info 1",
             "sim-dma read 1 --iova 0 --size 1",
+            "sim-dma read 1 --iova 0 --size 1 --pasid 3 --continue 7",
+            "faults --follow",
+            "complete 7 retry",
             "error",
             "raw alloc",
             "doctor",
@@ -639,11 +917,39 @@ mod tests {
     }
 
     #[test]
+    fn formats_are_called_by_the_names_of_the_engine() {
+        for format in Format::ALL {
+            assert!(BIND_TABLE.contains(&format!("  {} ", format.name())), "{}", format.name());
+        }
+        let bound = |name: &str| {
+            let line = format!("ioasidctl bind-pasids 1 --address 0 --bits 4 --format {name}");
+            match Cli::try_parse_from(line.split(' ')).unwrap().command {
+                Command::BindPasids(arguments) => arguments.format,
+                other => panic!("{other:?}"),
+            }
+        };
+        for format in PasidFormat::ALL {
+            assert!(BIND_PASIDS.contains(&format!("  {} ", format.name())), "{}", format.name());
+            assert_eq!(bound(format.name()), format);
+        }
+        assert_eq!(bound("vtd"), PasidFormat::VtdScalable);
+    }
+
+    #[test]
     fn what_contradicts_itself_is_refused() {
         for rest in [
             "unmap 1",
             "unmap 1 --iova 0",
             "unmap 1 --all --iova 0 --size 1",
+            "unmap 1 --all --dirty",
+            "bind-table 1 --address 0",
+            "bind-table 1 --address 0 --format fat32",
+            "bind-pasids 1 --address 0 --format arm-cd",
+            "invalidate 1 --iova 0",
+            "invalidate 1 --iova 0 --size 1 --pasid 1",
+            "dirty 1 read",
+            "complete 1",
+            "complete 1 perhaps",
             "bind",
             "bind sim0 --simulated sim0",
             "bind a --group-fd 3 --vfio-group /dev/vfio/1",

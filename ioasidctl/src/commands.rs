@@ -1,22 +1,24 @@
 //! What each subcommand does: from the command line to calls of the node, and from their results
 //! to an output.
 
-use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use ioasid::pgtable::Format;
+use ioasid::pgtable::pasid::PasidFormat;
 use ioasid_uapi::{
-    BindPasidTable, BindPgtable, DEVICE_ATTACHED, DEVICE_SIMULATED, DEVICE_VFIO, INFO_MAP_DMA,
-    INFO_NESTING, INFO_SIMULATED, Info, IovaRange, MAP_READ, MAP_WRITE, cmd, ext,
+    BindPasidTable, BindPgtable, DEVICE_ATTACHED, DEVICE_SIMULATED, DEVICE_VFIO, INFO_DIRTY,
+    INFO_MAP_DMA, INFO_NESTING, INFO_PASID_TABLE, INFO_SHADOW, INFO_SIMULATED, INFO_TRACKING, Info,
+    IovaRange, MAP_READ, MAP_WRITE, cmd, ext,
 };
 use serde_json::{Map as Object, Value, json};
 
 use crate::cli::{self, Cli, Command};
-use crate::node::{self, DeviceId, Ioasid, Node, Place, Range, open_file};
-use crate::number::{number, to_hex};
+use crate::node::{Bitmap, DeviceId, Ioasid, Node, Place, Range, open_file};
+use crate::number::number;
 use crate::progress::Watch;
 use crate::report::{Failure, Output, wide};
-use crate::{doctor, errno, memory, raw};
+use crate::{dma, doctor, errno, faults, memory, raw, vector};
 
 /// The extensions by the names of the header, without `IOASID_EXT_`.
 pub(crate) const EXTENSIONS: &[(&str, u64)] = &[
@@ -32,6 +34,11 @@ pub(crate) const EXTENSIONS: &[(&str, u64)] = &[
     ("VFIO", ext::VFIO),
     ("SIMULATED", ext::SIMULATED),
     ("FILE_MEMORY", ext::FILE_MEMORY),
+    ("VECTOR", ext::VECTOR),
+    ("FAULTS", ext::FAULTS),
+    ("RECOVERABLE_FAULTS", ext::RECOVERABLE_FAULTS),
+    ("SHARED_TABLE", ext::SHARED_TABLE),
+    ("CONTAINER", ext::CONTAINER),
 ];
 
 type Result<T> = std::result::Result<T, Failure>;
@@ -71,38 +78,17 @@ fn on_node(node: &Node, command: &Command, json: bool) -> Result<Output> {
         Command::Map(arguments) => {
             map(node, arguments, Watch::new(command.name(), arguments.progress.progress, json))
         }
-        Command::Unmap { ioasid, range } => {
-            let bytes = node.unmap(Ioasid(*ioasid), chosen(range))?;
-            Ok(Output::line(bytes, json!({ "unmapped": bytes })))
-        }
-        Command::CreateNesting { parent } => node.create_nesting(Ioasid(*parent)).map(new_ioasid),
-        Command::BindPgtable { ioasid, addr, format, addr_width } => {
-            let table = BindPgtable {
-                ioasid: *ioasid,
-                addr: *addr,
-                format: *format,
-                addr_width: *addr_width,
-                ..BindPgtable::default()
-            };
-            node.bind_pgtable(table).map(|()| done())
-        }
-        Command::UnbindPgtable { ioasid } => node.unbind_pgtable(Ioasid(*ioasid)).map(|()| done()),
-        Command::BindPasidTable { ioasid, addr, format, pasid_bits } => {
-            let table = BindPasidTable {
-                ioasid: *ioasid,
-                addr: *addr,
-                format: *format,
-                pasid_bits: *pasid_bits,
-                ..BindPasidTable::default()
-            };
-            node.bind_pasid_table(table).map(|()| done())
-        }
-        Command::UnbindPasidTable { ioasid } => {
+        Command::Unmap(arguments) => unmap(node, arguments),
+        Command::Vector { ioasid, file } => vector::run(node, Ioasid(*ioasid), file),
+        Command::Nest { parent } => node.create_nesting(Ioasid(*parent)).map(new_ioasid),
+        Command::BindTable(arguments) => bind_table(node, arguments),
+        Command::UnbindTable { ioasid } => node.unbind_pgtable(Ioasid(*ioasid)).map(|()| done()),
+        Command::BindPasids(arguments) => bind_pasids(node, arguments),
+        Command::UnbindPasids { ioasid } => {
             node.unbind_pasid_table(Ioasid(*ioasid)).map(|()| done())
         }
-        Command::Invalidate { ioasid, range } => {
-            node.invalidate(Ioasid(*ioasid), chosen(range)).map(|()| done())
-        }
+        Command::Invalidate(arguments) => invalidate(node, arguments),
+        Command::Dirty(arguments) => dirty(node, arguments),
         Command::Bind(arguments) => bind(node, arguments),
         Command::Unbind { device } => node.unbind(DeviceId(*device)).map(|()| done()),
         Command::Attach(cli::Attach { attachment: a, progress }) => {
@@ -115,7 +101,11 @@ fn on_node(node: &Node, command: &Command, json: bool) -> Result<Output> {
             node.detach(DeviceId(a.device), Ioasid(a.ioasid), a.pasid).map(|()| done())
         }
         Command::DeviceInfo { device, field } => device_info(node, DeviceId(*device), field),
-        Command::SimDma(direction) => sim_dma(node, direction),
+        Command::SimDma(direction) => dma::run(node, direction),
+        Command::Faults(arguments) => faults::run(node, arguments, json),
+        Command::Complete { fault, response } => {
+            faults::complete(node, *fault, *response).map(|()| done())
+        }
         Command::Error { this_thread } => last_error(node, *this_thread),
         Command::Raw(arguments) => raw::run(node, arguments),
         Command::Doctor(_) => unreachable!("it asks the node by itself"),
@@ -217,6 +207,81 @@ fn map(node: &Node, arguments: &cli::Map, watch: Watch) -> Result<Output> {
     })
 }
 
+fn unmap(node: &Node, arguments: &cli::Unmap) -> Result<Output> {
+    let ioasid = Ioasid(arguments.ioasid);
+    let range = chosen(&arguments.range);
+    let Some(range) = range.filter(|_| arguments.dirty) else {
+        let bytes = node.unmap(ioasid, range)?;
+        return Ok(Output::line(bytes, json!({ "unmapped": bytes })));
+    };
+    let (bytes, bitmap) = node.unmap_dirty(ioasid, range)?;
+    let (lines, list) = written(&bitmap);
+    let mut fields = vec![("unmapped", bytes.to_string())];
+    fields.extend(lines.into_iter().map(|line| ("written", line)));
+    Ok(Output::fields(&fields, json!({ "unmapped": bytes, "written": list })))
+}
+
+fn dirty(node: &Node, arguments: &cli::Dirty) -> Result<Output> {
+    match *arguments {
+        cli::Dirty::Start { ioasid } => node.track(Ioasid(ioasid), true).map(|()| done()),
+        cli::Dirty::Stop { ioasid } => node.track(Ioasid(ioasid), false).map(|()| done()),
+        cli::Dirty::Read { ioasid, iova, size } => {
+            let bitmap = node.written(Ioasid(ioasid), Range { iova, size })?;
+            let (lines, list) = written(&bitmap);
+            let plain: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            Ok(Output::bytes(plain.into_bytes(), json!({ "written": list })))
+        }
+    }
+}
+
+/// What was written, as lines and as JSON.
+fn written(bitmap: &Bitmap) -> (Vec<String>, Value) {
+    let ranges = bitmap.ranges();
+    (ranges.iter().map(range_line).collect(), range_list(&ranges))
+}
+
+fn range_line(range: &IovaRange) -> String {
+    format!("{:#x}-{:#x}", range.start, range.last)
+}
+
+fn range_list(ranges: &[IovaRange]) -> Value {
+    let object =
+        |range: &IovaRange| json!({ "start": wide(range.start), "last": wide(range.last) });
+    ranges.iter().map(object).collect()
+}
+
+fn bind_table(node: &Node, arguments: &cli::BindTable) -> Result<Output> {
+    let usual = if arguments.format == Format::X86Level5 { 57 } else { 48 };
+    let table = BindPgtable {
+        ioasid: arguments.ioasid,
+        addr: arguments.address,
+        format: arguments.format.number(),
+        addr_width: arguments.width.unwrap_or(usual),
+        ..BindPgtable::default()
+    };
+    node.bind_pgtable(table).map(|()| done())
+}
+
+fn bind_pasids(node: &Node, arguments: &cli::BindPasids) -> Result<Output> {
+    let table = BindPasidTable {
+        ioasid: arguments.ioasid,
+        addr: arguments.address,
+        format: arguments.format.number(),
+        pasid_bits: arguments.bits,
+        ..BindPasidTable::default()
+    };
+    node.bind_pasid_table(table).map(|()| done())
+}
+
+fn invalidate(node: &Node, arguments: &cli::Invalidate) -> Result<Output> {
+    let range = match (arguments.pasid, arguments.iova.zip(arguments.size)) {
+        // The header counts PASIDs as addresses.
+        (Some(pasid), _) => Some(Range { iova: pasid.into(), size: 1 }),
+        (None, range) => range.map(|(iova, size)| Range { iova, size }),
+    };
+    node.invalidate(Ioasid(arguments.ioasid), range).map(|()| done())
+}
+
 /// The names of the bits that are set.
 fn flag_names(flags: u32, names: &[(u32, &'static str)]) -> Vec<&'static str> {
     names.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect()
@@ -250,11 +315,27 @@ fn space(info: &Info, ranges: &[IovaRange]) -> (Vec<(&'static str, String)>, Val
     let limit = Some(info.locked_limit).filter(|limit| *limit != u64::MAX);
     let flags = flag_names(
         info.flags,
-        &[(INFO_MAP_DMA, "MAP_DMA"), (INFO_NESTING, "NESTING"), (INFO_SIMULATED, "SIMULATED")],
+        &[
+            (INFO_MAP_DMA, "MAP_DMA"),
+            (INFO_NESTING, "NESTING"),
+            (INFO_SIMULATED, "SIMULATED"),
+            (INFO_SHADOW, "SHADOW"),
+            (INFO_DIRTY, "DIRTY"),
+            (INFO_TRACKING, "TRACKING"),
+            (INFO_PASID_TABLE, "PASID_TABLE"),
+        ],
     );
+    let formats = names_of_bits(info.formats, table_format);
+    let pasid_formats = names_of_bits(info.pasid_formats, pasid_format);
+    let bound = match info.flags & INFO_PASID_TABLE {
+        _ if info.format == 0 => None,
+        0 => Some(table_format(info.format)),
+        _ => Some(pasid_format(info.format)),
+    };
     let mut fields = vec![
         ("ioasid", info.ioasid.to_string()),
         ("parent", info.parent.to_string()),
+        ("depth", info.depth.to_string()),
         ("flags", flags.join(",")),
         ("pgsizes", format!("{:#x}", info.pgsizes)),
         ("nr_devices", info.nr_devices.to_string()),
@@ -267,18 +348,17 @@ fn space(info: &Info, ranges: &[IovaRange]) -> (Vec<(&'static str, String)>, Val
         ("locked_limit", limit.map_or("unlimited".into(), |bytes| bytes.to_string())),
         ("work_done", info.work_done.to_string()),
         ("work_total", info.work_total.to_string()),
+        ("formats", formats.join(",")),
+        ("pasid_formats", pasid_formats.join(",")),
+        ("format", bound.clone().unwrap_or_else(|| "none".into())),
+        ("format_addr", format!("{:#x}", info.format_addr)),
         ("nr_ranges", ranges.len().to_string()),
     ];
-    fields.extend(
-        ranges.iter().map(|range| ("range", format!("{:#x}-{:#x}", range.start, range.last))),
-    );
-    let list: Vec<_> = ranges
-        .iter()
-        .map(|range| json!({ "start": wide(range.start), "last": wide(range.last) }))
-        .collect();
+    fields.extend(ranges.iter().map(|range| ("range", range_line(range))));
     let json = json!({
         "ioasid": info.ioasid,
         "parent": info.parent,
+        "depth": info.depth,
         "flags": flags,
         "pgsizes": wide(info.pgsizes),
         "nr_devices": info.nr_devices,
@@ -291,10 +371,29 @@ fn space(info: &Info, ranges: &[IovaRange]) -> (Vec<(&'static str, String)>, Val
         "locked_limit": limit,
         "work_done": info.work_done,
         "work_total": info.work_total,
+        "formats": formats,
+        "pasid_formats": pasid_formats,
+        "format": bound,
+        "format_addr": wide(info.format_addr),
         "nr_ranges": ranges.len(),
-        "range": list,
+        "range": range_list(ranges),
     });
     (fields, json)
+}
+
+/// The name of a page-table format, or of one that came later the number.
+fn table_format(number: u32) -> String {
+    Format::from_number(number).map_or_else(|| number.to_string(), |format| format.name().into())
+}
+
+/// The same of a PASID-table format.
+fn pasid_format(number: u32) -> String {
+    PasidFormat::from_number(number)
+        .map_or_else(|| number.to_string(), |format| format.name().into())
+}
+
+fn names_of_bits(bits: u64, name: fn(u32) -> String) -> Vec<String> {
+    (0..u64::BITS).filter(|bit| bits >> bit & 1 == 1).map(name).collect()
 }
 
 fn device_info(node: &Node, device: DeviceId, field: &cli::Field) -> Result<Output> {
@@ -333,20 +432,22 @@ fn device_info(node: &Node, device: DeviceId, field: &cli::Field) -> Result<Outp
 }
 
 fn bind(node: &Node, arguments: &cli::Bind) -> Result<Output> {
+    let with = arguments.share_with.map(DeviceId);
+    let bind = |name: &str, group| node.bind(name, group, with, arguments.cookie);
     let device = if let Some(name) = &arguments.simulated {
-        node.bind(name, None, arguments.cookie)?
+        bind(name, None)?
     } else {
         // The command line cannot be without a name here.
         let name = arguments.name.as_deref().unwrap_or_default();
         match arguments.group_fd {
-            Some(fd) => node.bind(name, Some(fd), arguments.cookie)?,
+            Some(fd) => bind(name, Some(fd))?,
             None => {
                 let path = match &arguments.vfio_group {
                     Some(path) => path.clone(),
                     None => group_of(name)?,
                 };
                 let group = open_group(&path)?;
-                node.bind(name, Some(group.as_raw_fd()), arguments.cookie)?
+                bind(name, Some(group.as_raw_fd()))?
             }
         }
     };
@@ -375,110 +476,12 @@ fn open_group(path: &Path) -> Result<std::fs::File> {
     })
 }
 
-/// The most that one `sim-dma` transfers, which it keeps in memory.
-const SIM_DMA_TOTAL: u64 = 1 << 30;
-
-fn sim_dma(node: &Node, direction: &cli::SimDma) -> Result<Output> {
-    match direction {
-        cli::SimDma::Read { device, iova, size, file, text } => {
-            if *size > SIM_DMA_TOTAL {
-                return Err(Failure::Usage(format!("--size is more than {SIM_DMA_TOTAL} bytes")));
-            }
-            let mut data = vec![0; *size as usize];
-            let mut chunks = chunks(data.len());
-            let (done, result) = transfer(&mut chunks, |chunk| {
-                let iova = iova.wrapping_add(chunk.start as u64);
-                node.sim_dma_read(DeviceId(*device), iova, &mut data[chunk])
-            });
-            let partial = Output::silent(json!({ "done": done }));
-            result.map_err(|failure| with_outputs(failure, partial))?;
-            read_output(&data, file.as_deref(), *text)
-        }
-        cli::SimDma::Write { device, iova, data } => {
-            let data = written_data(data)?;
-            let (done, result) = transfer(&mut chunks(data.len()), |chunk| {
-                let iova = iova.wrapping_add(chunk.start as u64);
-                node.sim_dma_write(DeviceId(*device), iova, &data[chunk])
-            });
-            let output = Output::line(done, json!({ "done": done }));
-            match result {
-                Ok(()) => Ok(output),
-                Err(failure) => Err(with_outputs(failure, output)),
-            }
-        }
-    }
-}
-
-/// The parts in which so many bytes are transferred, each small enough for one command. Nothing
-/// is one part, for the node to refuse.
-fn chunks(len: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let most = ioasid_uapi::SIM_DMA_MAX as usize;
-    (0..len.max(1)).step_by(most).map(move |start| start..len.min(start + most))
-}
-
-/// Transfers the parts one by one until one is refused. Gives the number of bytes.
-fn transfer(
-    chunks: &mut dyn Iterator<Item = std::ops::Range<usize>>,
-    mut one: impl FnMut(std::ops::Range<usize>) -> (u64, Result<()>),
-) -> (u64, Result<()>) {
-    let mut total = 0;
-    for chunk in chunks {
-        let (done, result) = one(chunk);
-        total += done;
-        if result.is_err() {
-            return (total, result);
-        }
-    }
-    (total, Ok(()))
-}
-
 /// Adds to a refusal what the command gave all the same.
 pub(crate) fn with_outputs(mut failure: Failure, outputs: Output) -> Failure {
     if let Failure::Refused(refusal) = &mut failure {
         refusal.outputs = Some(outputs);
     }
     failure
-}
-
-fn read_output(data: &[u8], file: Option<&Path>, text: bool) -> Result<Output> {
-    let done = data.len();
-    if let Some(path) = file {
-        if path == Path::new("-") {
-            let json = json!({ "done": done, "hex": to_hex(data) });
-            return Ok(Output::bytes(data.to_vec(), json));
-        }
-        let written = std::fs::File::create(path).and_then(|mut file| file.write_all(data));
-        written.map_err(|error| {
-            Failure::Host(format!("{}: {}", path.display(), node::plain_error(&error)))
-        })?;
-        return Ok(Output::silent(json!({ "done": done })));
-    }
-    if text {
-        let end = data.iter().position(|byte| *byte == 0).unwrap_or(done);
-        let text = String::from_utf8_lossy(&data[..end]);
-        return Ok(Output::line(&text, json!({ "done": done, "text": text })));
-    }
-    let hex = to_hex(data);
-    Ok(Output::line(&hex, json!({ "done": done, "hex": hex })))
-}
-
-fn written_data(data: &cli::Data) -> Result<Vec<u8>> {
-    if let Some(text) = &data.text {
-        return Ok(text.clone().into_bytes());
-    }
-    if let Some(bytes) = &data.hex {
-        return Ok(bytes.0.clone());
-    }
-    let path = data.file.as_deref().unwrap_or(Path::new("-"));
-    let read = if path == Path::new("-") {
-        let mut bytes = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes)
-    } else {
-        std::fs::read(path)
-    };
-    read.map_err(|error| {
-        Failure::Host(format!("{}: {}", path.display(), node::plain_error(&error)))
-    })
 }
 
 fn last_error(node: &Node, this_thread: bool) -> Result<Output> {
@@ -515,22 +518,6 @@ mod tests {
     }
 
     #[test]
-    fn transfers_are_made_in_parts_that_one_command_takes() {
-        let most = ioasid_uapi::SIM_DMA_MAX as usize;
-        let parts = |len| chunks(len).map(|part| part.len()).collect::<Vec<_>>();
-        assert_eq!(parts(0), [0]);
-        assert_eq!(parts(1), [1]);
-        assert_eq!(parts(most), [most]);
-        assert_eq!(parts(2 * most + 5), [most, most, 5]);
-        let refusal = || Failure::Usage(String::new());
-        let (done, result) = transfer(&mut chunks(2 * most), |part| match part.start {
-            0 => (most as u64, Ok(())),
-            _ => (7, Err(refusal())),
-        });
-        assert_eq!((done, result.is_err()), (most as u64 + 7, true));
-    }
-
-    #[test]
     fn what_is_locked_is_shown_with_its_limit() {
         let info = Info {
             mapped_bytes: 8192,
@@ -558,6 +545,35 @@ mod tests {
     }
 
     #[test]
+    fn formats_are_shown_by_name() {
+        let bound = |flags, format| Info {
+            flags,
+            formats: 0b1000_0010,
+            pasid_formats: 0b10,
+            format,
+            format_addr: 0x1000,
+            depth: 1,
+            ..Info::default()
+        };
+        let (fields, json) = space(&bound(0, 3), &[]);
+        let has = |name, text: &str| assert!(fields.contains(&(name, text.into())), "{fields:?}");
+        has("formats", "x86-4level,7");
+        has("pasid_formats", "vtd-scalable");
+        has("format", "vtd-second");
+        has("format_addr", "0x1000");
+        has("depth", "1");
+        assert_eq!(json["formats"], json!(["x86-4level", "7"]));
+        let (_, json) = space(&bound(INFO_PASID_TABLE, 3), &[]);
+        assert_eq!(
+            (&json["format"], &json["flags"]),
+            (&json!("arm-cd-4k"), &json!(["PASID_TABLE"]))
+        );
+        let (fields, json) = space(&bound(0, 0), &[]);
+        assert!(fields.contains(&("format", "none".into())));
+        assert_eq!(json["format"], Value::Null);
+    }
+
+    #[test]
     fn one_field_is_printed_alone() {
         let fields = [("a", "1".to_owned()), ("range", "x".into()), ("range", "y".into())];
         let json = json!({ "a": 1, "range": ["x", "y"] });
@@ -567,12 +583,5 @@ mod tests {
         assert_eq!(shown(&fields, json.clone(), &field("b")).unwrap_err().status(), 2);
         let all = shown(&fields, json, &cli::Field { field: None }).unwrap();
         assert_eq!(all.plain, b"a=1\nrange=x\nrange=y\n");
-    }
-
-    #[test]
-    fn data_that_a_device_read_is_hexadecimal_text_or_bytes() {
-        assert_eq!(read_output(b"hi\0x", None, false).unwrap().plain, b"68690078\n");
-        assert_eq!(read_output(b"hi\0x", None, true).unwrap().plain, b"hi\n");
-        assert_eq!(read_output(b"hi\0x", Some(Path::new("-")), false).unwrap().plain, b"hi\0x");
     }
 }

@@ -1,14 +1,17 @@
 //! `ioasidctl`: every command of `/dev/ioasid` from the shell, and a doctor for the host.
 //!
-//! `cli` is the command line, `commands` turns it into calls of `node`, `raw` is for malformed
-//! calls, `progress` watches those that take long, `report` says how it ended. `sys` holds all
-//! `unsafe`. `doctor` looks at the host and shares nothing with the rest.
+//! `cli` is the command line, `commands` turns it into calls of `node`, with `vector`, `dma` and
+//! `faults` for those that are more than one call; `raw` is for malformed calls, `progress` watches
+//! those that take long, `report` says how it ended. `sys` holds all `unsafe`. `doctor` looks at
+//! the host and shares nothing with the rest.
 #![deny(unsafe_code)]
 
 mod cli;
 mod commands;
+mod dma;
 mod doctor;
 mod errno;
+mod faults;
 mod memory;
 mod node;
 mod number;
@@ -16,6 +19,7 @@ mod progress;
 mod raw;
 mod report;
 mod sys;
+mod vector;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -57,6 +61,9 @@ fn fail(failure: &Failure, cli: &cli::Cli) -> ExitCode {
 }
 
 fn print(output: &Output, json: bool) -> Result<(), Failure> {
+    if output.is_printed {
+        return Ok(());
+    }
     let mut stdout = std::io::stdout().lock();
     let written =
         if json { writeln!(stdout, "{}", output.json) } else { stdout.write_all(&output.plain) };

@@ -8,12 +8,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use ioasid_uapi::{
-    ATTACH_USER_PASID, AttachDevice, BIND_SIMULATED, BIND_VFIO_GROUP, BindDevice, BindPasidTable,
-    BindPgtable, DeviceInfo, ERROR_ANY_THREAD, ErrorInfo, INVALIDATE_ALL, Info, InvalidateCache,
-    IovaRange, MAP_FILE, MapDma, NAME_LEN, RegisterMemory, SimDma, UNMAP_ALL, UnmapDma, cmd,
+    ATTACH_USER_PASID, AttachDevice, BIND_SHARE, BIND_SIMULATED, BIND_VFIO_GROUP, BindDevice,
+    BindPasidTable, BindPgtable, CompleteFault, DIRTY_PAGES_MAX, DIRTY_READ, DIRTY_START,
+    DIRTY_STOP, DeviceInfo, Dirty, ERROR_ANY_THREAD, ErrorInfo, Fault, INVALIDATE_ALL, Info,
+    InvalidateCache, IovaRange, MAP_FILE, MapDma, NAME_LEN, Op, RegisterMemory, SIM_DMA_CONTINUE,
+    SIM_DMA_PASID, SIM_DMA_RECOVERABLE, SimDma, UNMAP_ALL, UNMAP_DIRTY, UnmapDma, Vector, cmd,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use zerocopy::IntoBytes;
 
 use crate::errno;
 use crate::progress::Work;
@@ -49,6 +53,62 @@ pub(crate) struct Range {
     pub(crate) iova: u64,
     /// Its length in bytes.
     pub(crate) size: u64,
+}
+
+/// Which pages of a range were written: a bit for each.
+#[derive(Debug)]
+pub(crate) struct Bitmap {
+    iova: u64,
+    page: u64,
+    words: Vec<u64>,
+}
+
+impl Bitmap {
+    /// Room for the pages of a range, or for as many as can be asked for at a time: the node refuses
+    /// to tell of more.
+    fn new(range: Range, page: u64) -> Bitmap {
+        let pages = range.size.div_ceil(page).min(DIRTY_PAGES_MAX);
+        Bitmap { iova: range.iova, page, words: vec![0; pages.div_ceil(64) as usize] }
+    }
+
+    /// The longest ranges that were written, in order.
+    pub(crate) fn ranges(&self) -> Vec<IovaRange> {
+        let mut ranges: Vec<IovaRange> = Vec::new();
+        for (index, word) in self.words.iter().enumerate() {
+            let mut bits = u64::from_le(*word);
+            while bits != 0 {
+                let n = index as u64 * 64 + u64::from(bits.trailing_zeros());
+                bits &= bits - 1;
+                let start = self.iova + n * self.page;
+                let last = start + (self.page - 1);
+                match ranges.last_mut() {
+                    Some(before) if before.last + 1 == start => before.last = last,
+                    _ => ranges.push(IovaRange { start, last }),
+                }
+            }
+        }
+        ranges
+    }
+}
+
+/// How a simulated device does DMA.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Manner {
+    /// The PASID that it is tagged with.
+    pub(crate) pasid: Option<u32>,
+    /// A fault does not fail it: the device waits.
+    pub(crate) recoverable: bool,
+    /// The fault after which it goes on.
+    pub(crate) after: Option<u32>,
+}
+
+/// How far DMA came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reached {
+    /// Bytes that were transferred.
+    pub(crate) done: u64,
+    /// The fault with which the device waits, 0 for none.
+    pub(crate) fault: u32,
 }
 
 /// The last failure that the node remembers.
@@ -235,8 +295,67 @@ impl Node {
             Some(range) => (argument.iova, argument.size) = (range.iova, range.size),
             None => argument.flags = UNMAP_ALL,
         }
-        self.structure(cmd::UNMAP_DMA, &mut argument)?;
+        self.explain(cmd::UNMAP_DMA, sys::unmap(self.fd(), &mut argument, &mut []))?;
         Ok(argument.size)
+    }
+
+    /// UNMAP_DMA of a range with a bitmap. Gives the number of bytes, and which of them were written.
+    pub(crate) fn unmap_dirty(&self, ioasid: Ioasid, range: Range) -> Result<(u64, Bitmap)> {
+        let page = self.smallest_page(ioasid)?;
+        let mut bitmap = Bitmap::new(range, page);
+        let mut argument = UnmapDma {
+            argsz: UnmapDma::ARGSZ,
+            flags: UNMAP_DIRTY,
+            ioasid: ioasid.0,
+            iova: range.iova,
+            size: range.size,
+            page_size: page,
+            ..UnmapDma::default()
+        };
+        let result = sys::unmap(self.fd(), &mut argument, &mut bitmap.words);
+        self.explain(cmd::UNMAP_DMA, result)?;
+        Ok((argument.size, bitmap))
+    }
+
+    /// The smallest page of an I/O address space, bytes.
+    fn smallest_page(&self, ioasid: Ioasid) -> Result<u64> {
+        let mut info = Info { argsz: Info::ARGSZ, ioasid: ioasid.0, ..Info::default() };
+        self.explain(cmd::GET_INFO, sys::get_info(self.fd(), &mut info, &mut []))?;
+        // There is a page size in every one.
+        Ok(1 << info.pgsizes.trailing_zeros().min(63))
+    }
+
+    /// VECTOR. Gives how many operations were done, also when one was refused.
+    pub(crate) fn vector(&self, ioasid: Ioasid, ops: &[Op]) -> (u32, Result<()>) {
+        let mut vector = Vector { argsz: Vector::ARGSZ, ioasid: ioasid.0, ..Vector::default() };
+        let result = sys::vector(self.fd(), &mut vector, ops);
+        (vector.nr_done, self.explain(cmd::VECTOR, result).map(drop))
+    }
+
+    /// DIRTY: begins or ends to track what is written.
+    pub(crate) fn track(&self, ioasid: Ioasid, on: bool) -> Result<()> {
+        let flags = if on { DIRTY_START } else { DIRTY_STOP };
+        let mut argument =
+            Dirty { argsz: Dirty::ARGSZ, flags, ioasid: ioasid.0, ..Dirty::default() };
+        self.explain(cmd::DIRTY, sys::dirty(self.fd(), &mut argument, &mut [])).map(drop)
+    }
+
+    /// DIRTY: what was written in a range since it was last asked for.
+    pub(crate) fn written(&self, ioasid: Ioasid, range: Range) -> Result<Bitmap> {
+        let page = self.smallest_page(ioasid)?;
+        let mut bitmap = Bitmap::new(range, page);
+        let mut argument = Dirty {
+            argsz: Dirty::ARGSZ,
+            flags: DIRTY_READ,
+            ioasid: ioasid.0,
+            iova: range.iova,
+            size: range.size,
+            page_size: page,
+            ..Dirty::default()
+        };
+        let result = sys::dirty(self.fd(), &mut argument, &mut bitmap.words);
+        self.explain(cmd::DIRTY, result)?;
+        Ok(bitmap)
     }
 
     /// CREATE_NESTING.
@@ -288,15 +407,23 @@ impl Node {
     }
 
     /// BIND_DEVICE of a device of a VFIO group that is open in this process as `group`, or of a
-    /// simulated device.
+    /// simulated device; its group may share the table of the device `with`.
     ///
     /// Errors: [`Failure::Usage`] when the name does not fit; and the node's.
-    pub(crate) fn bind(&self, name: &str, group: Option<RawFd>, cookie: u64) -> Result<DeviceId> {
+    pub(crate) fn bind(
+        &self,
+        name: &str,
+        group: Option<RawFd>,
+        with: Option<DeviceId>,
+        cookie: u64,
+    ) -> Result<DeviceId> {
+        let kind = if group.is_some() { BIND_VFIO_GROUP } else { BIND_SIMULATED };
         let mut argument = BindDevice {
             argsz: BindDevice::ARGSZ,
-            flags: if group.is_some() { BIND_VFIO_GROUP } else { BIND_SIMULATED },
+            flags: kind | if with.is_some() { BIND_SHARE } else { 0 },
             fd: group.unwrap_or(-1),
             cookie,
+            with: with.map_or(0, |device| device.0),
             ..BindDevice::default()
         };
         if name.len() >= NAME_LEN {
@@ -343,28 +470,88 @@ impl Node {
         Ok(info)
     }
 
-    /// SIM_DMA: the device reads. Gives how many bytes, also when it met a fault.
+    /// SIM_DMA: the device reads. Gives how far it came, also when it met a fault.
     pub(crate) fn sim_dma_read(
         &self,
         device: DeviceId,
         iova: u64,
+        manner: Manner,
         data: &mut [u8],
-    ) -> (u64, Result<()>) {
-        let mut dma = SimDma { argsz: SimDma::ARGSZ, device: device.0, iova, ..SimDma::default() };
+    ) -> (Reached, Result<()>) {
+        let mut dma = dma(device, iova, manner);
         let result = sys::sim_dma_read(self.fd(), &mut dma, data);
-        (dma.done, self.explain(cmd::SIM_DMA, result).map(drop))
+        (reached(&dma, manner), self.explain(cmd::SIM_DMA, result).map(drop))
     }
 
-    /// SIM_DMA: the device writes. Gives how many bytes, also when it met a fault.
+    /// SIM_DMA: the device writes. Gives how far it came, also when it met a fault.
     pub(crate) fn sim_dma_write(
         &self,
         device: DeviceId,
         iova: u64,
+        manner: Manner,
         data: &[u8],
-    ) -> (u64, Result<()>) {
-        let mut dma = SimDma { argsz: SimDma::ARGSZ, device: device.0, iova, ..SimDma::default() };
+    ) -> (Reached, Result<()>) {
+        let mut dma = dma(device, iova, manner);
         let result = sys::sim_dma_write(self.fd(), &mut dma, data);
-        (dma.done, self.explain(cmd::SIM_DMA, result).map(drop))
+        (reached(&dma, manner), self.explain(cmd::SIM_DMA, result).map(drop))
+    }
+
+    /// Waits until there is a fault record, or looks whether there is one. Ends also when nobody
+    /// reads standard output any more.
+    ///
+    /// Errors: [`Failure::Host`] when the daemon is gone.
+    pub(crate) fn has_fault(&self, wait: bool) -> Result<bool> {
+        let stdout = std::io::stdout();
+        let node = self.fd();
+        let mut fds = [
+            PollFd::from_borrowed_fd(node, PollFlags::IN),
+            // Only for its errors.
+            PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::empty()),
+        ];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let polled = loop {
+            match poll(&mut fds, if wait { None } else { Some(&now) }) {
+                Err(Errno::INTR) => {}
+                polled => break polled,
+            }
+        };
+        match polled {
+            Ok(_) => Ok(!fds[0].revents().is_empty()),
+            Err(errno) => Err(self.unreadable(errno)),
+        }
+    }
+
+    /// Reads a fault record. Unless another reader was quicker there is one, see
+    /// [`has_fault`](Self::has_fault); else it waits, or with O_NONBLOCK gives none.
+    ///
+    /// Errors: [`Failure::Host`] when it cannot be read.
+    pub(crate) fn fault(&self) -> Result<Option<Fault>> {
+        let mut fault = Fault::default();
+        match rustix::io::retry_on_intr(|| rustix::io::read(self.fd(), fault.as_mut_bytes())) {
+            Ok(read) if read == size_of::<Fault>() => Ok(Some(fault)),
+            Err(Errno::AGAIN) => Ok(None),
+            Ok(read) => Err(Failure::Host(format!(
+                "{} gave {read} bytes where a record has {}",
+                self.title(),
+                size_of::<Fault>()
+            ))),
+            Err(errno) => Err(self.unreadable(errno)),
+        }
+    }
+
+    fn unreadable(&self, errno: Errno) -> Failure {
+        let why = match errno {
+            Errno::NOTCONN | Errno::CONNABORTED => why_not_opened(errno),
+            _ => format!("{}: {}", errno::name(errno), errno::sentence(errno)),
+        };
+        Failure::Host(format!("{}: {why}", self.title()))
+    }
+
+    /// COMPLETE_FAULT.
+    pub(crate) fn complete(&self, fault: u32, response: u32) -> Result<()> {
+        let mut argument =
+            CompleteFault { argsz: CompleteFault::ARGSZ, id: fault, response, flags: 0 };
+        self.structure(cmd::COMPLETE_FAULT, &mut argument).map(drop)
     }
 
     /// GET_ERROR: the last failure of this context, in whichever thread or, with `this_thread`, in
@@ -426,6 +613,27 @@ fn attachment(device: DeviceId, ioasid: Ioasid, pasid: Option<u32>) -> AttachDev
     }
 }
 
+fn dma(device: DeviceId, iova: u64, manner: Manner) -> SimDma {
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
+    SimDma {
+        argsz: SimDma::ARGSZ,
+        flags: flag(manner.pasid.is_some(), SIM_DMA_PASID)
+            | flag(manner.recoverable, SIM_DMA_RECOVERABLE)
+            | flag(manner.after.is_some(), SIM_DMA_CONTINUE),
+        device: device.0,
+        iova,
+        pasid: manner.pasid.unwrap_or(0),
+        fault: manner.after.unwrap_or(0),
+        ..SimDma::default()
+    }
+}
+
+/// A fault that DMA was to go on after is none that it met.
+fn reached(dma: &SimDma, manner: Manner) -> Reached {
+    let waits = manner.recoverable && dma.done < dma.size;
+    Reached { done: dma.done, fault: if waits { dma.fault } else { 0 } }
+}
+
 /// What an errno of open, or of a node whose daemon is gone, means to who called.
 pub(crate) fn why_not_opened(errno: Errno) -> String {
     let reason = match errno {
@@ -475,6 +683,31 @@ mod tests {
             failure.to_string(),
             "descriptor 1048576 is not open; start with: exec 1048576<>/dev/ioasid"
         );
+    }
+
+    #[test]
+    fn a_bitmap_tells_the_longest_ranges() {
+        let mut bitmap = Bitmap::new(Range { iova: 0x10000, size: 0x80000 }, 0x1000);
+        assert_eq!((bitmap.words.len(), bitmap.ranges()), (2, vec![]));
+        bitmap.words = vec![(0b1011u64 | 1 << 63).to_le(), 1u64.to_le()];
+        let range = |start, last| IovaRange { start, last };
+        let expected = [range(0x10000, 0x11fff), range(0x13000, 0x13fff), range(0x4f000, 0x50fff)];
+        assert_eq!(bitmap.ranges(), expected);
+        // To the very end of the address space.
+        let end = Bitmap { iova: 0xffff_ffff_ffff_e000, page: 0x1000, words: vec![3u64.to_le()] };
+        assert_eq!(end.ranges(), [range(0xffff_ffff_ffff_e000, u64::MAX)]);
+        // What cannot be asked for takes no memory.
+        let all = Bitmap::new(Range { iova: 0, size: u64::MAX }, 0x1000);
+        assert_eq!(all.words.len() as u64, DIRTY_PAGES_MAX / 64);
+    }
+
+    #[test]
+    fn only_what_waits_has_a_fault() {
+        let sent = SimDma { size: 8, done: 3, fault: 5, ..SimDma::default() };
+        let waits = Manner { recoverable: true, after: Some(4), pasid: None };
+        assert_eq!(reached(&sent, waits), Reached { done: 3, fault: 5 });
+        assert_eq!(reached(&SimDma { done: 8, ..sent }, waits), Reached { done: 8, fault: 0 });
+        assert_eq!(reached(&sent, Manner::default()), Reached { done: 3, fault: 0 });
     }
 
     #[test]

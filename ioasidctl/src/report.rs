@@ -15,6 +15,8 @@ pub(crate) struct Output {
     pub(crate) json: Value,
     /// The exit status, which is 0 unless the subcommand's answer is its status.
     pub(crate) status: u8,
+    /// Nothing is to be printed, in either form: it was, while it came.
+    pub(crate) is_printed: bool,
     /// Memory to be held, after this was printed, until standard input ends.
     pub(crate) held: Option<Lent>,
 }
@@ -23,6 +25,11 @@ impl Output {
     /// Nothing to tell a script; `json` for a program.
     pub(crate) fn silent(json: Value) -> Output {
         Output::bytes(Vec::new(), json)
+    }
+
+    /// Nothing more: what there was to tell is printed.
+    pub(crate) fn printed() -> Output {
+        Output { is_printed: true, ..Output::silent(Value::Null) }
     }
 
     /// One line.
@@ -38,7 +45,7 @@ impl Output {
 
     /// Exactly these bytes.
     pub(crate) fn bytes(plain: Vec<u8>, json: Value) -> Output {
-        Output { plain, json, status: 0, held: None }
+        Output { plain, json, status: 0, is_printed: false, held: None }
     }
 }
 

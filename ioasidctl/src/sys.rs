@@ -4,13 +4,13 @@
 //! no memory but what it was lent; which commands exist and what they mean is `node`'s.
 //!
 //! The argument. A command reads and writes (1) the structure that its argument points to, of
-//! the size that the contract gives it, and (2) for three commands, a buffer whose address and
+//! the size that the contract gives it, and (2) for some commands, a buffer whose address and
 //! size the structure names. (1) is tied to the type by [`Argument`]. For (2) there is a function
-//! for each of the three commands, which fills in address and size from a slice that it holds for
+//! for each of those commands, which fills in address and size from a slice that it holds for
 //! the whole call. Other addresses in structures are of memory that a *device* may reach later:
-//! [`Memory`], of which this process never makes a reference, as of no file that it names. A descriptor that is not
-//! `/dev/ioasid` changes nothing in this: the numbers are answered with ENOTTY by all other
-//! drivers, among them VFIO and iommufd, which share the ioctl type.
+//! [`Memory`], of which this process never makes a reference, as of no file that it names. A
+//! descriptor that is not `/dev/ioasid` changes nothing in this: the numbers are answered with
+//! ENOTTY by all other drivers, among them VFIO and iommufd, which share the ioctl type.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -20,9 +20,9 @@ use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::ptr;
 
 use ioasid_uapi::{
-    AttachDevice, BindDevice, BindPasidTable, BindPgtable, DeviceInfo, ErrorInfo, Info,
-    InvalidateCache, IovaRange, MapDma, RegisterMemory, SIM_DMA_READ, SIM_DMA_WRITE, SimDma,
-    UnmapDma, cmd,
+    AttachDevice, BindDevice, BindPasidTable, BindPgtable, CompleteFault, DeviceInfo, Dirty,
+    ErrorInfo, Info, InvalidateCache, IovaRange, MapDma, Op, RegisterMemory, SIM_DMA_READ,
+    SIM_DMA_WRITE, SimDma, UnmapDma, Vector, cmd,
 };
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
@@ -67,18 +67,24 @@ macro_rules! arguments {
 arguments! {
     RegisterMemory: REGISTER_MEMORY UNREGISTER_MEMORY;
     MapDma: MAP_DMA;
-    UnmapDma: UNMAP_DMA;
     BindPgtable: BIND_PGTABLE UNBIND_PGTABLE;
     BindPasidTable: BIND_PASID_TABLE UNBIND_PASID_TABLE;
     InvalidateCache: INVALIDATE_CACHE;
     BindDevice: BIND_DEVICE;
     AttachDevice: ATTACH_DEVICE DETACH_DEVICE;
     DeviceInfo: GET_DEVICE_INFO;
+    CompleteFault: COMPLETE_FAULT;
 }
 
 /// The commands whose argument is a number.
-pub(crate) const BY_VALUE: &[u32] =
-    &[cmd::CHECK_EXTENSION, cmd::ALLOC, cmd::FREE, cmd::CREATE_NESTING, cmd::UNBIND_DEVICE];
+pub(crate) const BY_VALUE: &[u32] = &[
+    cmd::CHECK_EXTENSION,
+    cmd::ALLOC,
+    cmd::FREE,
+    cmd::CREATE_NESTING,
+    cmd::UNBIND_DEVICE,
+    cmd::SET_FAULT_EVENTFD,
+];
 
 /// Makes a command that takes a number.
 ///
@@ -133,13 +139,48 @@ pub(crate) fn get_error(
     unsafe { ioctl(fd, cmd::GET_ERROR, ptr::from_mut(error).cast()) }
 }
 
-/// SIM_DMA with which the device reads and `data` receives; sets `flags`, `data` and `size`.
+/// UNMAP_DMA; sets the fields `bitmap` and `bitmap_size`, to zero if there is no `bitmap`.
+pub(crate) fn unmap(
+    fd: BorrowedFd<'_>,
+    unmap: &mut UnmapDma,
+    bitmap: &mut [u64],
+) -> Result<u32, Errno> {
+    unmap.bitmap = address(bitmap);
+    unmap.bitmap_size = size_of_val(bitmap) as u64;
+    // SAFETY: the command writes the structure and at most `bitmap_size` bytes at `bitmap`; both
+    // are lent to this call mutably.
+    unsafe { ioctl(fd, cmd::UNMAP_DMA, ptr::from_mut(unmap).cast()) }
+}
+
+/// DIRTY; sets the fields `bitmap` and `bitmap_size`, to zero if there is no `bitmap`.
+pub(crate) fn dirty(
+    fd: BorrowedFd<'_>,
+    dirty: &mut Dirty,
+    bitmap: &mut [u64],
+) -> Result<u32, Errno> {
+    dirty.bitmap = address(bitmap);
+    dirty.bitmap_size = size_of_val(bitmap) as u64;
+    // SAFETY: the command writes the structure and at most `bitmap_size` bytes at `bitmap`; both
+    // are lent to this call mutably.
+    unsafe { ioctl(fd, cmd::DIRTY, ptr::from_mut(dirty).cast()) }
+}
+
+/// VECTOR of `ops`; sets the fields `ops` and `nr_ops`.
+pub(crate) fn vector(fd: BorrowedFd<'_>, vector: &mut Vector, ops: &[Op]) -> Result<u32, Errno> {
+    vector.ops = ops.as_ptr().expose_provenance() as u64;
+    vector.nr_ops = ops.len() as u32;
+    // SAFETY: the command writes the structure and reads at most `nr_ops` operations at `ops`; both
+    // are lent to this call, the structure mutably.
+    unsafe { ioctl(fd, cmd::VECTOR, ptr::from_mut(vector).cast()) }
+}
+
+/// SIM_DMA with which the device reads and `data` receives; sets the direction, `data` and `size`.
 pub(crate) fn sim_dma_read(
     fd: BorrowedFd<'_>,
     dma: &mut SimDma,
     data: &mut [u8],
 ) -> Result<u32, Errno> {
-    dma.flags = SIM_DMA_READ;
+    dma.flags = dma.flags & !(SIM_DMA_READ | SIM_DMA_WRITE) | SIM_DMA_READ;
     dma.data = address(data);
     dma.size = data.len() as u64;
     // SAFETY: the command writes the structure and at most `size` bytes at `data`; both are lent
@@ -147,13 +188,13 @@ pub(crate) fn sim_dma_read(
     unsafe { ioctl(fd, cmd::SIM_DMA, ptr::from_mut(dma).cast()) }
 }
 
-/// SIM_DMA with which the device writes `data`; sets `flags`, `data` and `size`.
+/// SIM_DMA with which the device writes `data`; sets the direction, `data` and `size`.
 pub(crate) fn sim_dma_write(
     fd: BorrowedFd<'_>,
     dma: &mut SimDma,
     data: &[u8],
 ) -> Result<u32, Errno> {
-    dma.flags = SIM_DMA_WRITE;
+    dma.flags = dma.flags & !(SIM_DMA_READ | SIM_DMA_WRITE) | SIM_DMA_WRITE;
     dma.data = data.as_ptr().expose_provenance() as u64;
     dma.size = data.len() as u64;
     // SAFETY: the command writes the structure and reads at most `size` bytes at `data`; both are

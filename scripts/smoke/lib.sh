@@ -151,6 +151,17 @@ buffer() {
 	echo "$work/$1"
 }
 
+# entry FILE OFFSET VALUE: writes a number of 64 bits, little endian, as tables have them.
+entry() {
+	value=$(($3)) bytes=
+	for _ in 1 2 3 4 5 6 7 8; do
+		bytes=$bytes$(printf '\\%03o' $((value & 255)))
+		value=$((value >> 8))
+	done
+	# shellcheck disable=SC2059 # the bytes are escapes
+	printf "$bytes" | dd of="$1" bs=1 seek=$(($2)) conv=notrunc 2>/dev/null
+}
+
 # equal WHAT EXPECTED ACTUAL
 equal() {
 	[ "$2" = "$3" ] || fail "$1: expected \`$2', got \`$3'"

@@ -16,19 +16,25 @@ denied() {
 }
 
 if denied nesting; then
-	refused EOPNOTSUPP ctl create-nesting "$id"
+	refused EOPNOTSUPP ctl nest "$id"
 fi
 if denied user-page-table; then
-	refused EOPNOTSUPP ctl bind-pgtable "$id" --addr 0x1000
-	refused EOPNOTSUPP ctl unbind-pgtable "$id"
+	refused EOPNOTSUPP ctl bind-table "$id" --format x86-4level --address 0x1000
+	refused EOPNOTSUPP ctl unbind-table "$id"
 fi
 if denied user-pasid-table; then
-	refused EOPNOTSUPP ctl bind-pasid-table "$id" --addr 0x1000
-	refused EOPNOTSUPP ctl unbind-pasid-table "$id"
+	refused EOPNOTSUPP ctl bind-pasids "$id" --format vtd --address 0x1000 --bits 6
+	refused EOPNOTSUPP ctl unbind-pasids "$id"
 	ctl detach "$device" "$id"
 	refused EOPNOTSUPP ctl attach "$device" "$id" --pasid 1
 	ctl attach "$device" "$id"
-	[ "$(ctl check user-page-table)" = 1 ] || refused EOPNOTSUPP ctl invalidate "$id" --all
+	[ "$(ctl check user-page-table)" = 1 ] || refused EOPNOTSUPP ctl invalidate "$id"
+fi
+if denied dirty-tracking; then
+	refused EOPNOTSUPP ctl dirty start "$id"
+fi
+if denied vector; then
+	refused EOPNOTSUPP ctl raw vector ioasid="$id" nr_ops=1 ops=@40
 fi
 if denied register-memory; then
 	refused EOPNOTSUPP ctl register --memfd --size 4K

@@ -136,7 +136,8 @@ static int container_of(int group)
 /* ------------------------------------------------------------------ */
 
 struct kinds {
-	int node, container, memfd;
+	int node, container;
+	int memfd, known;	/* files; of the second, something else is mapped all the time */
 	__u32 ioasid;
 	unsigned char *shared, *private, *huge;
 	size_t size;
@@ -215,18 +216,29 @@ static void map_huge(const struct kinds *kinds)
 	map(kinds->node, kinds->ioasid, IOVA, kinds->huge, kinds->size, MAP_BOTH);
 }
 
-static void map_file(const struct kinds *kinds)
+static void map_piece(const struct kinds *kinds, int fd, __u64 offset, __u64 iova)
 {
 	struct ioasid_map_dma dma_map = {
 		.argsz = sizeof(dma_map),
 		.flags = MAP_BOTH | IOASID_MAP_FILE,
 		.ioasid = kinds->ioasid,
-		.fd = kinds->memfd,
-		.iova = IOVA,
+		.fd = fd,
+		.vaddr = offset,
+		.iova = iova,
 		.size = kinds->size,
 	};
 
 	must(kinds->node, IOASID_MAP_DMA, &dma_map, "MAP_DMA of a file");
+}
+
+static void map_file(const struct kinds *kinds)
+{
+	map_piece(kinds, kinds->memfd, 0, IOVA);
+}
+
+static void map_known_file(const struct kinds *kinds)
+{
+	map_piece(kinds, kinds->known, 0, IOVA);
 }
 
 static void unmap_it(const struct kinds *kinds)
@@ -252,6 +264,7 @@ static const struct kind quick_kinds[] = {
 	{ "no-argument", call_nothing, nothing },
 	{ "registered", map_shared, unmap_it },
 	{ "file", map_file, unmap_it },
+	{ "file-known", map_known_file, unmap_it },
 };
 
 static const struct kind slow_kinds[] = {
@@ -300,15 +313,23 @@ static unsigned char *private_memory(size_t size, int advice)
 	return memory;
 }
 
+static int file_of(size_t size)
+{
+	int fd = memfd_create("bench", MFD_CLOEXEC);
+
+	if (fd < 0 || ftruncate(fd, size) < 0)
+		die("no memory of %zu bytes: %s", size, strerror(errno));
+	return fd;
+}
+
 static void prepare_kinds(struct kinds *kinds, int argc, char **argv, size_t size)
 {
 	__u32 device;
 
 	kinds->size = size;
-	kinds->memfd = memfd_create("bench", MFD_CLOEXEC);
-	if (kinds->memfd < 0 || ftruncate(kinds->memfd, size) < 0)
-		die("no memory of %zu bytes: %s", size, strerror(errno));
-	kinds->shared = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, kinds->memfd, 0);
+	kinds->memfd = file_of(size);
+	kinds->known = file_of(2 * size);
+	kinds->shared = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file_of(size), 0);
 	kinds->private = private_memory(size, MADV_NOHUGEPAGE);
 	kinds->huge = private_memory(size, MADV_HUGEPAGE);
 	if (kinds->shared == MAP_FAILED)
@@ -362,6 +383,7 @@ int main(int argc, char **argv)
 
 		prepare_kinds(&kinds, argc, argv, PAGE);
 		do_register(&kinds, IOASID_REGISTER_MEMORY, kinds.shared);
+		map_piece(&kinds, kinds.known, PAGE, 2 * IOVA);
 		report_kinds(&kinds, quick_kinds + skipped, ARRAY_LEN(quick_kinds) - skipped, ROUNDS);
 		do_register(&kinds, IOASID_UNREGISTER_MEMORY, kinds.shared);
 		report_kinds(&kinds, slow_kinds, ARRAY_LEN(slow_kinds), ROUNDS);

@@ -254,6 +254,14 @@ static inline __u32 bind_simulated(int node, const char *name, __u64 cookie)
 {
 	struct ioasid_bind_device bind_data = simulated(name, cookie);
 
+	/* The kernel tells the daemon of the end of an earlier open when it gets round to it. */
+	for (int tries = 0; tries < 500; tries++) {
+		if (!ioctl(node, IOASID_BIND_DEVICE, &bind_data))
+			return bind_data.device;
+		if (errno != EBUSY)
+			break;
+		usleep(10000);
+	}
 	must(node, IOASID_BIND_DEVICE, &bind_data, "BIND_DEVICE");
 	return bind_data.device;
 }

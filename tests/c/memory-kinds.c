@@ -9,7 +9,9 @@
  * Rules: devices reach the very bytes that the program sees, whether it has touched them before
  * or not, and whatever kinds one range crosses; they may do to memory what the program may do to
  * it, and no more; and what the program does to its own mapping later takes nothing from them. A
- * file that is named by a descriptor needs no mapping, and the descriptor says what is permitted.
+ * file that is named by a descriptor needs no mapping, and the descriptor says what is permitted;
+ * what else of the file is mapped makes no difference, and nothing is left of it with the last
+ * mapping.
  * Registers are reached while their device is bound to the same open, and it stays bound for as
  * long as they are mapped.
  *
@@ -29,6 +31,7 @@
 #include <sys/vfs.h>
 
 #define GPA		0x100000UL
+#define KEPT		0x8000000UL	/* where something stays mapped meanwhile */
 #define HUGE_SIZE	(2 * MIB)
 #define MOVED		1500UL		/* bytes in each transfer */
 #define ARRAY_SIZE(array)	(sizeof(array) / sizeof((array)[0]))
@@ -735,6 +738,100 @@ static void files_by_descriptor(void)
 	close(fd);
 }
 
+/* Maps a page of a file, and leaves it mapped until it is unkept. */
+static void keep_page(int fd, __u64 offset)
+{
+	struct ioasid_map_dma dma_map = mapping(ioasid, KEPT, NULL, PAGE, MAP_BOTH);
+
+	dma_map.flags |= IOASID_MAP_FILE;
+	dma_map.fd = fd;
+	dma_map.vaddr = offset;
+	must(device.node, IOASID_MAP_DMA, &dma_map, "MAP_DMA of a page of a file");
+}
+
+static void unkeep_page(void)
+{
+	if (unmap(device.node, ioasid, KEPT, PAGE) != PAGE)
+		failed("the page that stayed mapped is not any more");
+}
+
+static void kept_page_works(const unsigned char *look)
+{
+	unsigned char sent[MOVED], seen[MOVED];
+
+	fill(sent, sizeof(sent), 80);
+	if (!device_writes(&device, ioasid, KEPT, sent, sizeof(sent)) ||
+	    memcmp(look, sent, sizeof(sent)) ||
+	    !device_reads(&device, ioasid, KEPT, seen, sizeof(seen)) ||
+	    memcmp(seen, sent, sizeof(sent)))
+		failed("a page of a file is reached no more, since more of the file was mapped");
+	else
+		ok("a page of a file is reached as before, whatever else of it was mapped");
+}
+
+static void pieces_of_one_file(void)
+{
+	size_t size = 64 * KIB;
+	int fd = memfd(size, MFD_ALLOW_SEALING), other = memfd(size, 0);
+	unsigned char *look;
+
+	if (!has_extension(device.node, IOASID_EXT_FILE_MEMORY))
+		return;
+	if (ftruncate(fd, 2 * size) < 0)
+		die("ftruncate failed: %s", strerror(errno));
+	look = map_file(fd, 2 * size, PROT_READ, MAP_SHARED);
+	if (ftruncate(fd, size) < 0)
+		die("ftruncate failed: %s", strerror(errno));
+	keep_page(fd, 3 * PAGE);
+	file_works("a second piece of a file", fd, 8 * PAGE, 3 * PAGE, look + 8 * PAGE, MAP_BOTH);
+	file_works("a third, for reading,", fd, 5 * PAGE, 3 * PAGE, look + 5 * PAGE,
+		   IOASID_MAP_READ);
+	file_works("the same page twice", fd, 3 * PAGE, PAGE, look + 3 * PAGE, MAP_BOTH);
+	file_works("all of a file of which a page is mapped", fd, 0, size, look, MAP_BOTH);
+	file_is_refused("a piece behind the end of such a file", fd, size, PAGE, MAP_BOTH, EFAULT);
+	if (ftruncate(fd, 2 * size) < 0)
+		die("ftruncate failed: %s", strerror(errno));
+	file_works("what such a file got since", fd, size + PAGE, 2 * PAGE, look + size + PAGE,
+		   MAP_BOTH);
+	kept_page_works(look + 3 * PAGE);
+
+	/* Only what is mapped keeps it from being sealed. */
+	munmap(look, 2 * size);
+	if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE) == 0 || errno != EBUSY)
+		failed("a file that a device may write can be sealed against writing");
+	unkeep_page();
+	if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE) < 0)
+		failed("with the last mapping something is left of the file: %s", strerror(errno));
+	else
+		ok("with the last mapping nothing is left of the file: it can be sealed");
+	file_is_refused("the sealed file, for writing,", fd, 0, PAGE, MAP_BOTH, EPERM);
+	close(fd);
+
+	fd = memfd(size, MFD_ALLOW_SEALING);
+	look = map_file(fd, size, PROT_READ, MAP_SHARED);
+	keep_page(fd, 0);
+	file_works("a second piece of a file that will be sealed", fd, 8 * PAGE, 3 * PAGE,
+		   look + 8 * PAGE, MAP_BOTH);
+	if (fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE) < 0)
+		die("F_SEAL_FUTURE_WRITE: %s", strerror(errno));
+	file_is_refused("a piece of a file sealed since, for writing,", fd, 8 * PAGE, PAGE, MAP_BOTH,
+			EPERM);
+	file_works("one, for reading,", fd, 8 * PAGE, 3 * PAGE, look + 8 * PAGE, IOASID_MAP_READ);
+	kept_page_works(look);
+
+	/* The same number, another file. */
+	munmap(look, size);
+	look = map_file(other, size, PROT_READ, MAP_SHARED);
+	if (dup2(other, fd) < 0)
+		die("dup2 failed: %s", strerror(errno));
+	file_works("a descriptor that stood for another file before", fd, 8 * PAGE, 3 * PAGE,
+		   look + 8 * PAGE, MAP_BOTH);
+	unkeep_page();
+	munmap(look, size);
+	close(fd);
+	close(other);
+}
+
 static void huge_file_works(const char *kind, int fd)
 {
 	unsigned char *memory = MAP_FAILED;
@@ -759,6 +856,12 @@ static void huge_file_works(const char *kind, int fd)
 		snprintf(what, sizeof(what), "a part of %s by its descriptor", kind);
 		file_works(what, fd, HUGE_SIZE + 9 * PAGE, 5 * PAGE, memory + HUGE_SIZE + 9 * PAGE,
 			   MAP_BOTH);
+		keep_page(fd, 3 * PAGE);
+		snprintf(what, sizeof(what), "a second part of %s", kind);
+		file_works(what, fd, HUGE_SIZE - 2 * PAGE, 5 * PAGE, memory + HUGE_SIZE - 2 * PAGE,
+			   MAP_BOTH);
+		kept_page_works(memory + 3 * PAGE);
+		unkeep_page();
 		snprintf(what, sizeof(what), "a piece behind the end of %s", kind);
 		file_is_refused(what, fd, 2 * HUGE_SIZE - PAGE, 2 * PAGE, MAP_BOTH, EFAULT);
 	}
@@ -1121,6 +1224,7 @@ int main(int argc, char **argv)
 	crossing_ranges();
 	pieces_and_holes();
 	files_by_descriptor();
+	pieces_of_one_file();
 	file_on_disk(disk);
 	memory_that_goes();
 	private_memory_that_goes();

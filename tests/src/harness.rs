@@ -24,6 +24,9 @@ const SKIPPED: i32 = 77;
 /// The number of simulated devices, `sim0` and on, that a daemon of the harness has.
 pub const SIMULATED: u32 = 4;
 
+/// It has one more, whose I/O page table is soon full.
+const SETTINGS: &str = "[[simulated]]\nname = \"small\"\ngroup = 100\nmax-mappings = 8\n";
+
 // ---------------------------------------------------------------------------------------------
 // What is run
 // ---------------------------------------------------------------------------------------------
@@ -119,10 +122,14 @@ impl Daemon {
         if let Some(fuse) = fuse_for_everybody(rights, &directory)? {
             script = format!("mount --bind {} /dev/fuse && {script}", fuse.display());
         }
+        let settings = directory.join("settings.toml");
+        std::fs::write(&settings, SETTINGS)?;
         let mut command = entering(rights, apart);
         command
             .args(["sh", "-c", &script, "sh"])
             .arg(reachable_cused(rights, &directory)?)
+            .arg("--config")
+            .arg(settings)
             .args(["--transport", "fuse", "--mode", "666", "--log-level", "warn"])
             .args(["--ready-fd", "3", "--simulated", &SIMULATED.to_string()])
             .arg("--path")

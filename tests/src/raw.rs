@@ -197,7 +197,7 @@ impl Arena {
     fn check_pointer_field(&self, command: u32, address: u64) {
         let offset = match command {
             cmd::GET_INFO | cmd::SIM_DMA => 24,
-            cmd::GET_ERROR | cmd::MAP_DMA => 16,
+            cmd::GET_ERROR | cmd::MAP_DMA | cmd::VECTOR => 16,
             cmd::REGISTER_MEMORY => 8,
             _ => return,
         };

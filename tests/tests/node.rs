@@ -37,6 +37,10 @@ fn an_ordinary_user_needs_no_privilege() {
     memory_kinds(&daemon);
     daemon.run("moving", &["sim0", "sim1"]);
     daemon.run("registered", &["sim0", "--unprivileged"]);
+    daemon.run("flows", &["sim0", "sim1"]);
+    daemon.run("vector", &["sim0"]);
+    daemon.run("dirty", &["sim0"]);
+    daemon.run("faults", &["sim2"]);
     assert!(daemon.stop().success());
 }
 
@@ -70,6 +74,71 @@ fn two_programs_are_strangers() {
 fn devices_move_with_every_kind_of_memory() {
     let daemon = daemon!(Rights::Own);
     daemon.run("moving", &["sim0", "sim1"]);
+}
+
+#[test]
+fn groups_that_share_a_table_are_one_until_they_part() {
+    let daemon = daemon!(Rights::Own);
+    daemon.run("shared-table", &["sim0", "sim1"]);
+}
+
+#[test]
+fn the_node_is_a_container_as_of_vfio() {
+    let daemon = daemon!(Rights::Own);
+    daemon.run("container", &["sim0", "sim1"]);
+}
+
+#[test]
+fn a_device_that_faults_is_told_of_and_goes_on() {
+    let daemon = daemon!(Rights::Own);
+    daemon.run("faults", &["sim0"]);
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn the_flows_of_the_proposal_work_step_by_step() {
+    let daemon = daemon!(Rights::Own);
+    daemon.run("flows", &["sim0", "sim1"]);
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn a_table_that_is_full_is_left_as_it_was() {
+    let daemon = daemon!(Rights::Own);
+    daemon.run("flows", &["--small", "small", "sim1"]);
+}
+
+#[test]
+fn page_tables_of_programs_translate_whatever_they_hold() {
+    let daemon = daemon!(Rights::Own);
+    daemon.run("page-tables", &["sim0", "sim1"]);
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn each_pasid_goes_its_own_way() {
+    let daemon = daemon!(Rights::Own);
+    daemon.run("pasids", &["sim0", "sim1"]);
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn what_holds_of_iommufd_holds_here() {
+    let daemon = daemon!(Rights::Own);
+    daemon.run("iommufd-cases", &["sim0", "sim1"]);
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn many_operations_are_one_call() {
+    let daemon = daemon!(Rights::Own);
+    daemon.run("vector", &["sim0"]);
+}
+
+#[test]
+fn pages_that_devices_write_are_told_once() {
+    let daemon = daemon!(Rights::Own);
+    daemon.run("dirty", &["sim0"]);
 }
 
 #[test]

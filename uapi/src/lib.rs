@@ -67,6 +67,14 @@ pub mod cmd {
     pub const GET_DEVICE_INFO: u32 = io(20);
     /// `IOASID_GET_ERROR`: [`ErrorInfo`](super::ErrorInfo).
     pub const GET_ERROR: u32 = io(24);
+    /// `IOASID_VECTOR`: [`Vector`](super::Vector).
+    pub const VECTOR: u32 = io(14);
+    /// `IOASID_DIRTY`: [`Dirty`](super::Dirty).
+    pub const DIRTY: u32 = io(15);
+    /// `IOASID_COMPLETE_FAULT`: [`CompleteFault`](super::CompleteFault).
+    pub const COMPLETE_FAULT: u32 = io(21);
+    /// `IOASID_SET_FAULT_EVENTFD`: an eventfd by value.
+    pub const SET_FAULT_EVENTFD: u32 = io(22);
     /// `IOASID_SIM_DMA`: [`SimDma`](super::SimDma).
     pub const SIM_DMA: u32 = io(32);
 
@@ -102,6 +110,10 @@ pub mod cmd {
             DETACH_DEVICE => "IOASID_DETACH_DEVICE",
             GET_DEVICE_INFO => "IOASID_GET_DEVICE_INFO",
             GET_ERROR => "IOASID_GET_ERROR",
+            VECTOR => "IOASID_VECTOR",
+            DIRTY => "IOASID_DIRTY",
+            COMPLETE_FAULT => "IOASID_COMPLETE_FAULT",
+            SET_FAULT_EVENTFD => "IOASID_SET_FAULT_EVENTFD",
             SIM_DMA => "IOASID_SIM_DMA",
             _ => return None,
         })
@@ -159,16 +171,36 @@ pub mod ext {
     pub const SIMULATED: u64 = 11;
     /// `IOASID_EXT_FILE_MEMORY`
     pub const FILE_MEMORY: u64 = 12;
+    /// `IOASID_EXT_VECTOR`
+    pub const VECTOR: u64 = 13;
+    /// `IOASID_EXT_FAULTS`
+    pub const FAULTS: u64 = 14;
+    /// `IOASID_EXT_RECOVERABLE_FAULTS`
+    pub const RECOVERABLE_FAULTS: u64 = 15;
+    /// `IOASID_EXT_SHARED_TABLE`
+    pub const SHARED_TABLE: u64 = 16;
+    /// `IOASID_EXT_CONTAINER`
+    pub const CONTAINER: u64 = 17;
 }
 
 /// `IOASID_INFO_SIZE_VER0`, bytes
 pub const INFO_SIZE_VER0: u32 = 64;
+/// `IOASID_INFO_SIZE_VER1`, bytes
+pub const INFO_SIZE_VER1: u32 = 104;
 /// `IOASID_INFO_MAP_DMA`
 pub const INFO_MAP_DMA: u32 = 1 << 0;
 /// `IOASID_INFO_NESTING`
 pub const INFO_NESTING: u32 = 1 << 1;
 /// `IOASID_INFO_SIMULATED`
 pub const INFO_SIMULATED: u32 = 1 << 2;
+/// `IOASID_INFO_SHADOW`
+pub const INFO_SHADOW: u32 = 1 << 3;
+/// `IOASID_INFO_DIRTY`
+pub const INFO_DIRTY: u32 = 1 << 4;
+/// `IOASID_INFO_TRACKING`
+pub const INFO_TRACKING: u32 = 1 << 5;
+/// `IOASID_INFO_PASID_TABLE`
+pub const INFO_PASID_TABLE: u32 = 1 << 6;
 /// `IOASID_MAP_READ`
 pub const MAP_READ: u32 = 1 << 0;
 /// `IOASID_MAP_WRITE`
@@ -177,6 +209,44 @@ pub const MAP_WRITE: u32 = 1 << 1;
 pub const MAP_FILE: u32 = 1 << 2;
 /// `IOASID_UNMAP_ALL`
 pub const UNMAP_ALL: u32 = 1 << 0;
+/// `IOASID_UNMAP_DIRTY`
+pub const UNMAP_DIRTY: u32 = 1 << 1;
+/// `IOASID_UNMAP_SIZE_VER0`, bytes
+pub const UNMAP_SIZE_VER0: u32 = 32;
+/// `IOASID_FORMAT_X86_4LEVEL`
+pub const FORMAT_X86_4LEVEL: u32 = 1;
+/// `IOASID_FORMAT_X86_5LEVEL`
+pub const FORMAT_X86_5LEVEL: u32 = 2;
+/// `IOASID_FORMAT_VTD_SECOND`
+pub const FORMAT_VTD_SECOND: u32 = 3;
+/// `IOASID_FORMAT_AMD_V1`
+pub const FORMAT_AMD_V1: u32 = 4;
+/// `IOASID_FORMAT_ARM_LPAE_4K`
+pub const FORMAT_ARM_LPAE_4K: u32 = 5;
+/// `IOASID_FORMAT_ARM_LPAE_64K`
+pub const FORMAT_ARM_LPAE_64K: u32 = 6;
+/// `IOASID_PASID_FORMAT_VTD`
+pub const PASID_FORMAT_VTD: u32 = 1;
+/// `IOASID_PASID_FORMAT_ARM_CD`
+pub const PASID_FORMAT_ARM_CD: u32 = 2;
+/// `IOASID_PASID_FORMAT_ARM_CD_4K`
+pub const PASID_FORMAT_ARM_CD_4K: u32 = 3;
+/// `IOASID_PASID_FORMAT_ARM_CD_64K`
+pub const PASID_FORMAT_ARM_CD_64K: u32 = 4;
+/// `IOASID_OP_MAP`
+pub const OP_MAP: u32 = 1;
+/// `IOASID_OP_UNMAP`
+pub const OP_UNMAP: u32 = 2;
+/// `IOASID_VECTOR_MAX`
+pub const VECTOR_MAX: u32 = 2048;
+/// `IOASID_DIRTY_START`
+pub const DIRTY_START: u32 = 1 << 0;
+/// `IOASID_DIRTY_STOP`
+pub const DIRTY_STOP: u32 = 1 << 1;
+/// `IOASID_DIRTY_READ`
+pub const DIRTY_READ: u32 = 1 << 2;
+/// `IOASID_DIRTY_PAGES_MAX`
+pub const DIRTY_PAGES_MAX: u64 = 1 << 25;
 /// `IOASID_INVALIDATE_ALL`
 pub const INVALIDATE_ALL: u32 = 1 << 0;
 /// `IOASID_NAME_LEN`, bytes with the terminating zero
@@ -185,6 +255,10 @@ pub const NAME_LEN: usize = 64;
 pub const BIND_VFIO_GROUP: u32 = 1 << 0;
 /// `IOASID_BIND_SIMULATED`
 pub const BIND_SIMULATED: u32 = 1 << 1;
+/// `IOASID_BIND_SHARE`
+pub const BIND_SHARE: u32 = 1 << 2;
+/// `IOASID_BIND_SIZE_VER0`, bytes
+pub const BIND_SIZE_VER0: u32 = 88;
 /// `IOASID_ATTACH_USER_PASID`
 pub const ATTACH_USER_PASID: u32 = 1 << 0;
 /// `IOASID_DEVICE_VFIO`
@@ -193,12 +267,46 @@ pub const DEVICE_VFIO: u32 = 1 << 0;
 pub const DEVICE_SIMULATED: u32 = 1 << 1;
 /// `IOASID_DEVICE_ATTACHED`
 pub const DEVICE_ATTACHED: u32 = 1 << 2;
+/// `IOASID_FAULT_READ`
+pub const FAULT_READ: u32 = 1 << 0;
+/// `IOASID_FAULT_WRITE`
+pub const FAULT_WRITE: u32 = 1 << 1;
+/// `IOASID_FAULT_RECOVERABLE`
+pub const FAULT_RECOVERABLE: u32 = 1 << 2;
+/// `IOASID_FAULT_BEST_EFFORT`
+pub const FAULT_BEST_EFFORT: u32 = 1 << 3;
+/// `IOASID_FAULT_PASID`
+pub const FAULT_PASID: u32 = 1 << 4;
+/// `IOASID_FAULT_REASON_UNKNOWN`
+pub const FAULT_REASON_UNKNOWN: u32 = 0;
+/// `IOASID_FAULT_REASON_NOT_MAPPED`
+pub const FAULT_REASON_NOT_MAPPED: u32 = 1;
+/// `IOASID_FAULT_REASON_PERMISSION`
+pub const FAULT_REASON_PERMISSION: u32 = 2;
+/// `IOASID_FAULT_REASON_MEMORY`
+pub const FAULT_REASON_MEMORY: u32 = 3;
+/// `IOASID_FAULTS_MAX`
+pub const FAULTS_MAX: u32 = 256;
+/// `IOASID_RESPONSE_SUCCESS`
+pub const RESPONSE_SUCCESS: u32 = 0;
+/// `IOASID_RESPONSE_RETRY`
+pub const RESPONSE_RETRY: u32 = 1;
+/// `IOASID_RESPONSE_FAIL`
+pub const RESPONSE_FAIL: u32 = 2;
 /// `IOASID_ERROR_ANY_THREAD`
 pub const ERROR_ANY_THREAD: u32 = 1 << 0;
 /// `IOASID_SIM_DMA_READ`
 pub const SIM_DMA_READ: u32 = 1 << 0;
 /// `IOASID_SIM_DMA_WRITE`
 pub const SIM_DMA_WRITE: u32 = 1 << 1;
+/// `IOASID_SIM_DMA_PASID`
+pub const SIM_DMA_PASID: u32 = 1 << 2;
+/// `IOASID_SIM_DMA_RECOVERABLE`
+pub const SIM_DMA_RECOVERABLE: u32 = 1 << 3;
+/// `IOASID_SIM_DMA_CONTINUE`
+pub const SIM_DMA_CONTINUE: u32 = 1 << 4;
+/// `IOASID_SIM_DMA_SIZE_VER0`, bytes
+pub const SIM_DMA_SIZE_VER0: u32 = 48;
 /// `IOASID_SIM_DMA_MAX`, bytes
 pub const SIM_DMA_MAX: u64 = 1 << 16;
 /// The longest `argsz` that is accepted, bytes; more is E2BIG whatever the tail holds.
@@ -267,7 +375,8 @@ structures! {
         argsz: u32, flags: u32, ioasid: u32, parent: u32, pgsizes: u64, ranges: u64,
         nr_ranges: u32, nr_devices: u32, nr_children: u32, max_mappings: u32,
         nr_mappings: u64, mapped_bytes: u64, locked_bytes: u64, locked_used: u64,
-        locked_limit: u64, work_done: u64, work_total: u64,
+        locked_limit: u64, work_done: u64, work_total: u64, formats: u64, pasid_formats: u64,
+        format_addr: u64, format: u32, depth: u32,
     }
     /// Argument of `MAP_DMA`.
     MapDma "ioasid_map_dma" {
@@ -276,6 +385,7 @@ structures! {
     /// Argument of `UNMAP_DMA`.
     UnmapDma "ioasid_unmap_dma" {
         argsz: u32, flags: u32, ioasid: u32, reserved: u32, iova: u64, size: u64,
+        page_size: u64, bitmap: u64, bitmap_size: u64,
     }
     /// Argument of `BIND_PGTABLE` and `UNBIND_PGTABLE`.
     BindPgtable "ioasid_bind_pgtable" {
@@ -292,7 +402,28 @@ structures! {
     /// Argument of `BIND_DEVICE`.
     BindDevice "ioasid_bind_device" {
         argsz: u32, flags: u32, fd: i32, device: u32, cookie: u64, name: [u8; NAME_LEN],
+        with: u32, reserved: u32,
     }
+    /// One operation of `VECTOR`.
+    Op "ioasid_op" {
+        op: u32, flags: u32, fd: i32, reserved: u32, vaddr: u64, iova: u64, size: u64,
+    }
+    /// Argument of `VECTOR`.
+    Vector "ioasid_vector" {
+        argsz: u32, flags: u32, ioasid: u32, nr_ops: u32, ops: u64, nr_done: u32, reserved: u32,
+    }
+    /// Argument of `DIRTY`.
+    Dirty "ioasid_dirty" {
+        argsz: u32, flags: u32, ioasid: u32, reserved: u32, iova: u64, size: u64, page_size: u64,
+        bitmap: u64, bitmap_size: u64,
+    }
+    /// What `read` of the node gives.
+    Fault "ioasid_fault" {
+        flags: u32, ioasid: u32, address: u64, cookie: u64, device: u32, reason: u32, id: u32,
+        pasid: u32, lost: u32, reserved: u32,
+    }
+    /// Argument of `COMPLETE_FAULT`.
+    CompleteFault "ioasid_complete_fault" { argsz: u32, flags: u32, id: u32, response: u32, }
     /// Argument of `ATTACH_DEVICE` and `DETACH_DEVICE`.
     AttachDevice "ioasid_attach_device" {
         argsz: u32, flags: u32, device: u32, ioasid: u32, user_pasid: u32, reserved: u32,
@@ -309,6 +440,7 @@ structures! {
     /// Argument of `SIM_DMA`.
     SimDma "ioasid_sim_dma" {
         argsz: u32, flags: u32, device: u32, reserved: u32, iova: u64, data: u64, size: u64, done: u64,
+        pasid: u32, fault: u32,
     }
     /// Argument of the proposal's `VFIO_ATTACH_IOASID` and `VFIO_DETACH_IOASID`.
     VfioAttachIoasid "vfio_attach_ioasid" { argsz: u32, flag: u32, ioasid: u32, user_pasid: u32, }

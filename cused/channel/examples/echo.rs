@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use cuse_channel::{
     Caller, Channel, Context, CuseOptions, Errno, FuseFileOptions, Ioctl, IoctlReply, Node,
-    ServeOptions, Server,
+    ReadReply, ServeOptions, Server,
 };
 
 /// `_IO('E', 0)`: returns its argument.
@@ -51,17 +51,11 @@ impl Node for Echo {
         }
     }
 
-    fn read(
-        &self,
-        handle: u64,
-        size: usize,
-        _nonblock: bool,
-        _context: &Context<'_>,
-    ) -> Result<Vec<u8>, Errno> {
-        let mut written = self.written.lock().map_err(|_| Errno::IO)?;
-        let data = written.get_mut(&handle).ok_or(Errno::BADF)?;
-        let size = size.min(data.len());
-        Ok(data.drain(..size).collect())
+    fn read(&self, request: &cuse_channel::Read<'_>) -> ReadReply {
+        let Ok(mut written) = self.written.lock() else { return ReadReply::Error(Errno::IO) };
+        let Some(data) = written.get_mut(&request.fh) else { return ReadReply::Error(Errno::BADF) };
+        let size = request.size.min(data.len());
+        ReadReply::Data(data.drain(..size).collect())
     }
 
     fn write(

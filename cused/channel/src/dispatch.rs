@@ -10,8 +10,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use crate::node::{
-    Caller, Context, Interrupt, Ioctl, IoctlReply, Node, PollHandle, Responder, WayOut,
+    Caller, Context, Interrupt, Ioctl, IoctlReply, Node, PollHandle, Read, ReadReply, Responder,
+    WayOut,
 };
+use crate::parked::Parking;
 use crate::pool::{Occupant, Shared};
 use crate::request::{Operation, Request};
 use crate::wire::{self, InHeader};
@@ -118,7 +120,10 @@ impl<N: Node> Task<'_, N> {
             Operation::Open(open) => self.open(&open),
             Operation::Release(release) => self.release(release.fh),
             Operation::Interrupt(interrupt) => {
-                if self.shared.interrupt(interrupt.unique) {
+                let is_handled = self.shared.interrupt(interrupt.unique);
+                // Asked afterwards: a read is parked before its slot is free for another request.
+                let was_parked = self.shared.lot.interrupt(interrupt.unique);
+                if is_handled && !was_parked {
                     interrupted(self.shared, self.node, interrupt.unique);
                 }
                 Ok(())
@@ -225,13 +230,29 @@ impl<N: Node> Task<'_, N> {
             return link.error(unique, Errno::BUSY);
         };
         let size = read.size as usize;
-        let nonblock = read.flags & NONBLOCK != 0;
-        let result = self.node.read(read.fh, size, nonblock, &self.context());
+        let parking = Parking::new(&self.shared.lot);
+        let reply = self.node.read(&Read {
+            fh: read.fh,
+            size,
+            nonblock: read.flags & NONBLOCK != 0,
+            caller: self.caller(),
+            unique,
+            interrupt: self.interrupt(),
+            parking: Some(&parking),
+        });
         drop(admission);
-        match result {
-            Ok(data) if data.len() > size => link.error(unique, Errno::IO),
-            Ok(data) => link.data(unique, &data),
-            Err(errno) => link.error(unique, errno),
+        match reply {
+            ReadReply::Elsewhere => {
+                // A signal from before the request was parked.
+                if self.interrupt().is_set() {
+                    self.shared.lot.interrupt(unique);
+                }
+                Ok(())
+            }
+            _ if !parking.take_back(unique) => Ok(()),
+            ReadReply::Data(data) if data.len() > size => link.error(unique, Errno::IO),
+            ReadReply::Data(data) => link.data(unique, &data),
+            ReadReply::Error(errno) => link.error(unique, errno),
         }
     }
 

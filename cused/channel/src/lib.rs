@@ -54,6 +54,7 @@ mod file;
 mod life;
 mod mount;
 mod node;
+mod parked;
 mod pool;
 mod request;
 mod serve;
@@ -65,9 +66,10 @@ pub use channel::{Channel, CuseOptions, FuseFileOptions};
 pub use error::SetupError;
 pub use life::EndReason;
 pub use node::{
-    Caller, Context, Interrupt, IoVec, Ioctl, IoctlReply, Node, PollHandle, Remote, Responder,
-    WayOut,
+    Caller, Context, Interrupt, IoVec, Ioctl, IoctlReply, Node, PollHandle, Read, ReadReply,
+    Remote, Responder, WayOut,
 };
+pub use parked::Parked;
 /// The error numbers that a node answers with.
 pub use rustix::io::Errno;
 pub use serve::{Ended, Notifier, ServeError, ServeOptions, Server, Stop, serve};

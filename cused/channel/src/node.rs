@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::answer::Link;
+use crate::parked::{Parked, Parking};
 use crate::wire;
 
 /// Behaviour of a node. Its methods are called by several threads at once, for one handle as well as
@@ -44,19 +45,13 @@ pub trait Node: Send + Sync + 'static {
         events & ALWAYS_READY
     }
 
-    /// One read(2) of at most `size` bytes; more than that is answered EIO. `nonblock` says that
-    /// the file has O_NONBLOCK. What it means that there is nothing to read is the node's decision:
-    /// EAGAIN, an empty vector for end of file, or blocking until there is something or
-    /// `context.interrupt` is set, which occupies a thread and counts against the handle's limit.
-    fn read(
-        &self,
-        handle: u64,
-        size: usize,
-        nonblock: bool,
-        context: &Context<'_>,
-    ) -> Result<Vec<u8>, Errno> {
-        let _ = (handle, size, nonblock, context);
-        Err(Errno::OPNOTSUPP)
+    /// One read(2). What it means that there is nothing to read is the node's decision: EAGAIN,
+    /// no data for end of file, or waiting until there is something. For that a request can be
+    /// [parked](Read::park); to block until `request.interrupt` is set is possible too, but
+    /// occupies a thread.
+    fn read(&self, request: &Read<'_>) -> ReadReply {
+        let _ = request;
+        ReadReply::Error(Errno::OPNOTSUPP)
     }
 
     /// One write(2) of at most 128 KiB; longer ones arrive in parts. Returns how many bytes were
@@ -100,7 +95,7 @@ pub struct Caller {
     pub gid: u32,
 }
 
-/// What a read or write carries besides its data.
+/// What a write carries besides its data.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
     /// Names the request: see [`Node::interrupted`].
@@ -160,6 +155,67 @@ impl<'a> Ioctl<'a> {
             unique: 0,
             interrupt,
             responder,
+        }
+    }
+}
+
+/// One read(2).
+#[derive(Clone, Copy, Debug)]
+pub struct Read<'a> {
+    /// The open file, as [`Node::open`] named it.
+    pub fh: u64,
+    /// The most bytes to return; with more the caller gets EIO.
+    pub size: usize,
+    /// The file has O_NONBLOCK.
+    pub nonblock: bool,
+    /// Who made it.
+    pub caller: Caller,
+    /// Names the request: see [`Node::interrupted`].
+    pub unique: u64,
+    /// Tells whether the caller wants it to end.
+    pub interrupt: &'a Interrupt,
+    pub(crate) parking: Option<&'a Parking<'a>>,
+}
+
+impl<'a> Read<'a> {
+    /// A request that did not come from a kernel, to test a node with. It cannot be parked.
+    pub fn detached(size: usize, nonblock: bool, interrupt: &'a Interrupt) -> Self {
+        let caller = Caller::default();
+        Self { fh: 0, size, nonblock, caller, unique: 0, interrupt, parking: None }
+    }
+
+    /// Puts the request aside, to be answered through what this returns; the handler then returns
+    /// [`ReadReply::Elsewhere`]. Meanwhile the request occupies no thread, and a signal ends it
+    /// with EINTR without the node's doing.
+    ///
+    /// So that nothing is missed, park it with the lock held under which there is found to be
+    /// nothing to read.
+    ///
+    /// Errors, to be answered as they are: EBUSY if the handle has
+    /// [`ServeOptions::per_handle_limit`](crate::ServeOptions::per_handle_limit) reads parked, EINTR
+    /// if serving is about to end, ENODEV if the request is detached.
+    pub fn park(&self) -> Result<Parked, Errno> {
+        self.parking.ok_or(Errno::NODEV)?.park(self.fh, self.unique, self.size)
+    }
+}
+
+/// The answer to a read(2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadReply {
+    /// What was read; nothing stands for the end of the file.
+    Data(Vec<u8>),
+    /// The call fails.
+    Error(Errno),
+    /// The call has been, or will be, answered by another thread: the request was
+    /// [parked](Read::park), or [`Node::interrupted`] has given a way out.
+    Elsewhere,
+}
+
+impl From<Result<Vec<u8>, Errno>> for ReadReply {
+    fn from(result: Result<Vec<u8>, Errno>) -> Self {
+        match result {
+            Ok(data) => Self::Data(data),
+            Err(errno) => Self::Error(errno),
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::dispatch::{self, Handles};
 use crate::file::FileAttributes;
 use crate::life::{EndReason, Life};
 use crate::node::{Interrupt, Node};
+use crate::parked::Lot;
 use crate::serve::ServeOptions;
 use crate::slots::{Region, Slot};
 use crate::system;
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) link: Arc<Link>,
     pub(crate) attributes: Option<FileAttributes>,
     pub(crate) handles: Handles,
+    pub(crate) lot: Arc<Lot>,
     region: Region,
     workers: Box<[Worker]>,
     pub(crate) life: Arc<Life>,
@@ -117,8 +119,10 @@ impl Shared {
         signal: i32,
         options: ServeOptions,
     ) -> Result<Self, Errno> {
+        let link = Arc::new(link);
         Ok(Self {
-            link: Arc::new(link),
+            lot: Arc::new(Lot::new(Arc::clone(&link), options.per_handle_limit)),
+            link,
             attributes,
             handles: Handles::default(),
             region: Region::new(threads)?,

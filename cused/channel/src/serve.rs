@@ -20,7 +20,8 @@ use crate::system;
 
 /// How to serve.
 ///
-/// A request that may block (ioctl, read, write) occupies a thread until its handler returns. One is
+/// A request that may block (ioctl, read, write) occupies a thread until its handler returns, and
+/// a read that is [parked](crate::Read::park) none. One is
 /// refused with EBUSY, at once, if its open file occupies [`ServeOptions::per_handle_limit`] threads
 /// already, or as many as are left unoccupied, or if it would take the last thread. So k open files
 /// that want everything get a (k+1)th part of the threads each, and others still find some; only
@@ -30,7 +31,8 @@ use crate::system;
 pub struct ServeOptions {
     /// Most threads; at least 2. Each reserves 132 KiB of address space, and its stack.
     pub max_threads: usize,
-    /// Most threads that the requests of one open file may occupy at a time; at least 1.
+    /// Most threads that the requests of one open file may occupy at a time; at least 1. Also the
+    /// most reads of it that may be parked.
     pub per_handle_limit: usize,
     /// Stack of a thread in bytes.
     pub stack_size: usize,
@@ -188,6 +190,11 @@ pub struct Notifier {
 }
 
 impl Notifier {
+    /// One that wakes nobody, to test a node with.
+    pub fn detached() -> Self {
+        Self { shared: Weak::new() }
+    }
+
     /// Has whoever sleeps on `handle` ask [`Node::poll`] again. To be called after the state has
     /// changed. Nobody sleeping, or a file closed since, is not an error.
     ///
@@ -211,6 +218,7 @@ impl Shared {
             if threads == 0 || waited >= self.options.stop_grace {
                 return threads as usize;
             }
+            self.lot.close();
             self.wake_readers();
             self.interrupt_handlers(node, waited >= self.options.stop_grace / 2);
             self.life.wait(seen, pause);
@@ -266,7 +274,7 @@ mod tests {
     use super::*;
     use crate::answer::Link;
     use crate::file::FileAttributes;
-    use crate::node::{Caller, Context, IoVec, Ioctl, IoctlReply, WayOut};
+    use crate::node::{Caller, IoVec, Ioctl, IoctlReply, Read, ReadReply, WayOut};
     use crate::request;
     use crate::wire::{InHeader, OutHeader};
     use proptest::prelude::*;
@@ -299,14 +307,20 @@ mod tests {
             }
         }
 
-        fn read(
-            &self,
-            _handle: u64,
-            size: usize,
-            nonblock: bool,
-            _context: &Context<'_>,
-        ) -> Result<Vec<u8>, Errno> {
-            Ok(vec![0; size.min(10_000) + usize::from(nonblock)])
+        fn read(&self, request: &Read<'_>) -> ReadReply {
+            let data = vec![0; request.size.min(10_000) + usize::from(request.nonblock)];
+            match request.size % 3 {
+                0 => ReadReply::Data(data),
+                // Answered whatever becomes of it: with data, dropped, or as the handler says.
+                1 => {
+                    let _ = request.park().and_then(|parked| parked.answer(&data));
+                    ReadReply::Elsewhere
+                }
+                _ => {
+                    let _parked = request.park();
+                    ReadReply::Error(Errno::AGAIN)
+                }
+            }
         }
 
         fn interrupted(&self, _unique: u64) -> Option<WayOut> {

@@ -1,8 +1,8 @@
 //! Hardware tables: the I/O page tables that follow the engine.
 //!
-//! A table belongs to one device group for as long as it is bound. Which table holds what is
-//! the engine's decision; a backend carries out single changes, each of which can be repeated or
-//! undone.
+//! A table belongs to one device group for as long as it is bound, or to several that share it.
+//! Which table holds what is the engine's decision; a backend carries out single changes, each of
+//! which can be repeated or undone.
 
 pub mod simulated;
 pub mod vfio;
@@ -38,6 +38,71 @@ impl Table {
         match self {
             Self::Vfio(container) => container.geometry(),
             Self::Simulated(table) => table.geometry(),
+        }
+    }
+
+    /// Has the table's hardware note which pages are written, or not. Simulated devices need not: who
+    /// has them do DMA knows what they write.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP when it cannot.
+    pub fn track(&mut self, on: bool) -> Result<(), Failure> {
+        match self {
+            Self::Vfio(container) => container.track(on),
+            Self::Simulated(_) => Ok(()),
+        }
+    }
+
+    /// Tells which pages of whole entries were written since that was last asked, as far as it is
+    /// the hardware that knows.
+    ///
+    /// # Errors
+    /// EIO when it cannot say.
+    pub fn written(
+        &self,
+        range: ioasid::Range,
+        tell: impl FnMut(ioasid::Range),
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Vfio(container) => container.written(range, tell),
+            Self::Simulated(_) => Ok(()),
+        }
+    }
+
+    /// Has the groups of another table, which maps nothing, share this one.
+    ///
+    /// # Errors
+    /// EINVAL when they cannot, EBUSY when a device of them is open. Both are as they were.
+    pub fn merge(&mut self, other: &mut Self) -> Result<(), Failure> {
+        match (self, other) {
+            (Self::Vfio(container), Self::Vfio(other)) => other.move_groups(container),
+            (Self::Simulated(table), Self::Simulated(other)) => {
+                table.merge(other);
+                Ok(())
+            }
+            _ => Err(refuse_mixed()),
+        }
+    }
+
+    /// Lets a group go, which shares the table with others or is the last.
+    ///
+    /// # Errors
+    /// EBUSY when a device of it is open.
+    pub fn leave(&mut self, group: u32) -> Result<(), Failure> {
+        match self {
+            Self::Vfio(container) => container.leave(group),
+            Self::Simulated(table) => {
+                table.leave(group);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether DMA through it is always coherent with caches.
+    pub fn is_coherent(&self) -> bool {
+        match self {
+            Self::Vfio(container) => container.is_coherent(),
+            Self::Simulated(_) => true,
         }
     }
 
@@ -79,6 +144,11 @@ impl Table {
             Self::Simulated(table) => table.clear(),
         }
     }
+}
+
+/// A real group and a simulated one have no table in common.
+pub fn refuse_mixed() -> Failure {
+    Failure::invalid("a simulated device cannot share the I/O page table of a real one")
 }
 
 /// How far a command has got that works on tables, bytes.

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use serde::Deserialize;
 
 use crate::failure::Failure;
+use crate::faults::queue::Reason;
 use crate::memory::{Backing, Reach};
 
 /// A simulated device as configured.
@@ -184,8 +185,15 @@ impl Simulator {
         match groups.get_mut(&number) {
             Some(group) if !group.taken => {
                 group.taken = true;
-                let claim = Claim { simulator: Arc::clone(self), group: number };
-                Ok(Table { claim, geometry: group.geometry.clone(), extents: BTreeMap::new() })
+                let geometry = group.geometry.clone();
+                let claim = Claim { simulator: Arc::clone(self), group: number, geometry };
+                let geometry = claim.geometry.clone();
+                Ok(Table {
+                    claims: vec![claim],
+                    geometry,
+                    extents: BTreeMap::new(),
+                    is_severed: false,
+                })
             }
             _ => Err(Failure::new(
                 Errno::BUSY,
@@ -200,6 +208,7 @@ impl Simulator {
 struct Claim {
     simulator: Arc<Simulator>,
     group: u32,
+    geometry: Geometry,
 }
 
 impl Drop for Claim {
@@ -224,13 +233,16 @@ impl Extent {
     }
 }
 
-/// The I/O page table of a simulated group.
+/// The I/O page table of a simulated group, or of several.
 #[derive(Debug)]
 pub struct Table {
-    claim: Claim,
+    /// None for the table of a PASID.
+    claims: Vec<Claim>,
     geometry: Geometry,
     /// By IOVA. None overlaps another.
     extents: BTreeMap<u64, Extent>,
+    /// It translates nothing, whatever it holds.
+    is_severed: bool,
 }
 
 /// What a device transfers: bytes from memory, or to it.
@@ -251,10 +263,59 @@ impl Transfer<'_> {
     }
 }
 
+/// DMA that did not get through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The IOVA.
+    pub at: u64,
+    /// Why.
+    pub reason: Reason,
+}
+
+impl Refused {
+    /// What whoever had the device do it is told.
+    pub fn failure(self) -> Failure {
+        let why = match self.reason {
+            Reason::NotMapped | Reason::Unknown => "nothing is mapped there",
+            Reason::Permission => "the mapping does not permit this direction",
+            Reason::Memory => "the memory behind the mapping is gone",
+        };
+        let at = self.at;
+        Failure::new(
+            Errno::IO,
+            format!("the simulated device met a DMA fault at IOVA {at:#x}: {why}"),
+        )
+    }
+}
+
 impl Table {
-    /// The number of the simulated group.
-    pub fn group(&self) -> u32 {
-        self.claim.group
+    /// A table for DMA with one PASID of a device.
+    pub fn for_pasid(geometry: Geometry) -> Self {
+        Self { claims: vec![], geometry, extents: BTreeMap::new(), is_severed: false }
+    }
+
+    /// Whether DMA is to reach nothing from now on, whatever the table holds: while it is taken down.
+    pub fn sever(&mut self, is_severed: bool) {
+        self.is_severed = is_severed;
+    }
+
+    /// Has the groups of `other`, which maps nothing, share this table.
+    pub fn merge(&mut self, other: &mut Self) {
+        self.claims.append(&mut other.claims);
+        self.share_geometry();
+    }
+
+    /// Lets a group go.
+    pub fn leave(&mut self, group: u32) {
+        self.claims.retain(|claim| claim.group != group);
+        self.share_geometry();
+    }
+
+    fn share_geometry(&mut self) {
+        let all = self.claims.iter().map(|claim| claim.geometry.clone());
+        if let Some(geometry) = all.reduce(|a, b| a.shared(&b)) {
+            self.geometry = geometry;
+        }
     }
 
     /// What the table can hold.
@@ -324,27 +385,30 @@ impl Table {
 
     /// A device of the group does DMA from `iova` on. Returns how many bytes it moved and, when
     /// that is not all, the fault that it met.
-    pub fn dma(&self, iova: u64, mut transfer: Transfer<'_>) -> (u64, Option<Failure>) {
+    pub fn dma(&self, iova: u64, mut transfer: Transfer<'_>) -> (u64, Option<Refused>) {
         let mut done = 0;
         while done < transfer.len() {
-            match self.step(iova + done as u64, &mut transfer, done) {
+            let at = iova + done as u64;
+            match self.step(at, &mut transfer, done) {
                 Ok(moved) => done += moved,
-                Err(fault) => return (done as u64, Some(fault)),
+                Err(reason) => return (done as u64, Some(Refused { at, reason })),
             }
         }
         (done as u64, None)
     }
 
     /// Moves as much as one page gives, so that what was moved before a fault is known exactly.
-    fn step(&self, at: u64, transfer: &mut Transfer<'_>, done: usize) -> Result<usize, Failure> {
+    fn step(&self, at: u64, transfer: &mut Transfer<'_>, done: usize) -> Result<usize, Reason> {
         const PAGE: u64 = 4096;
+        if self.is_severed {
+            return Err(Reason::NotMapped);
+        }
         let below = self.extents.range(..=at).next_back();
-        let (_, extent) = below
-            .filter(|(_, extent)| extent.last() >= at)
-            .ok_or_else(|| fault(at, "nothing is mapped there"))?;
+        let (_, extent) =
+            below.filter(|(_, extent)| extent.last() >= at).ok_or(Reason::NotMapped)?;
         let Prot { read, write } = extent.entry.prot;
         if !(if matches!(transfer, Transfer::Read(_)) { read } else { write }) {
-            return Err(fault(at, "the mapping does not permit this direction"));
+            return Err(Reason::Permission);
         }
         let inside = at - extent.entry.iova;
         let room = (extent.entry.size - inside).min(PAGE - at % PAGE) as usize;
@@ -363,13 +427,9 @@ impl Table {
                 (_, Reach::Registers(_)) => Err(Errno::FAULT),
             }
         });
-        copied.map_err(|_: Errno| fault(at, "the memory behind the mapping is gone"))?;
+        copied.map_err(|_: Errno| Reason::Memory)?;
         Ok(len)
     }
-}
-
-fn fault(at: u64, why: &str) -> Failure {
-    Failure::new(Errno::IO, format!("the simulated device met a DMA fault at IOVA {at:#x}: {why}"))
 }
 
 fn never(what: &str) -> Failure {

@@ -1,10 +1,13 @@
 //! VFIO: a group that a program brought, and the type1 container that translates for it.
 //!
 //! The daemon never opens a group or a device. It takes the group descriptor that the program
-//! names, checks that this is one, and gives the group a container of its own. The devices are
-//! then the program's to open and to use, without the daemon.
+//! names, checks that this is one, and gives the group a container: one of its own, or that of
+//! another group of the program. The devices are then the program's to open and to use, without the
+//! daemon.
 
+mod dirty;
 mod ioctl;
+pub mod kernel_log;
 mod trace;
 
 pub use ioctl::Region;
@@ -137,36 +140,16 @@ fn class_device(fd: &OwnedFd, class: &str) -> Option<String> {
     (subsystem.file_name()? == class).then(|| link.file_name()?.to_str().map(str::to_owned))?
 }
 
-/// A group inside a container. Dropping it unmaps everything and lets the group go.
-#[derive(Debug)]
-struct Membership {
-    container: OwnedFd,
-    group: Arc<Group>,
-}
-
-impl Membership {
-    fn new(container: OwnedFd, group: Group) -> Result<Self, Failure> {
-        match ioctl::set_container(&group.fd, &container) {
-            Ok(()) => Ok(Self { container, group: Arc::new(group) }),
-            Err(error) => Err(refuse_container(&group, error)),
-        }
-    }
-}
-
-impl Drop for Membership {
-    fn drop(&mut self) {
-        // The program may still hold the group or a device, and with it the container; so what
-        // is mapped must go now and not with the last descriptor. Errors mean that it is gone.
-        let _ = ioctl::unmap_all(&self.container);
-        let _ = ioctl::unset_container(&self.group.fd);
-    }
-}
-
-/// A group in a container of its own, ready to map.
+/// A type1 container with the groups in it, ready to map. Dropping it unmaps everything and lets
+/// the groups go.
 #[derive(Debug)]
 pub struct Container {
-    membership: Membership,
+    fd: OwnedFd,
+    /// The groups that share it; none once the last was let go.
+    groups: Vec<Arc<Group>>,
     geometry: Geometry,
+    /// The kernel tracks dirty pages.
+    tracks: bool,
     /// What was mapped by led callers, by IOVA: its length, and whom the kernel charges for it.
     led: BTreeMap<u64, (u64, Arc<Process>)>,
 }
@@ -184,9 +167,122 @@ impl Container {
                 "{CONTAINER_NODE} cannot be opened: {error}; run: modprobe vfio-pci"
             ))
         })?;
-        let membership = Membership::new(fd, group)?;
-        let geometry = enable(&membership.container, membership.group.number)?;
-        Ok(Self { membership, geometry, led: BTreeMap::new() })
+        ioctl::set_container(&group.fd, &fd).map_err(|error| refuse_container(&group, error))?;
+        let enabled = ioctl::set_type1v2(&fd).map_err(|error| refuse_iommu(group.number, error));
+        match enabled.and_then(|()| geometry(&fd, group.number)) {
+            Ok(geometry) => {
+                let groups = vec![Arc::new(group)];
+                Ok(Self { fd, groups, geometry, tracks: false, led: BTreeMap::new() })
+            }
+            Err(failure) => {
+                let _ = ioctl::unset_container(&group.fd);
+                Err(failure)
+            }
+        }
+    }
+
+    fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// Has another group share the container: what is mapped, its devices reach too. What can be
+    /// mapped may be less from then on.
+    ///
+    /// # Errors
+    /// EBUSY when the group has a container already; EPERM when it is not viable; EINVAL when
+    /// its IOMMU differs, or it cannot use an IOVA that is mapped. The container is as it was.
+    pub fn join(&mut self, group: Group) -> Result<(), Failure> {
+        self.take(Arc::new(group))
+    }
+
+    fn take(&mut self, group: Arc<Group>) -> Result<(), Failure> {
+        ioctl::set_container(&group.fd, &self.fd).map_err(|error| refuse_join(&group, error))?;
+        match self.shared_geometry(group.number) {
+            Ok(geometry) => {
+                self.geometry = geometry;
+                self.groups.push(group);
+                Ok(())
+            }
+            Err(failure) => {
+                let _ = ioctl::unset_container(&group.fd);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Lets a group go: no device descriptor of it, nor a mapping of a device's registers, may be
+    /// open. For the others all stays as it is; with the last, everything is unmapped.
+    ///
+    /// # Errors
+    /// EBUSY.
+    pub fn leave(&mut self, number: u32) -> Result<(), Failure> {
+        let Some(place) = self.groups.iter().position(|group| group.number == number) else {
+            return Ok(());
+        };
+        ioctl::unset_container(&self.groups[place].fd).map_err(|error| match error {
+            Errno::BUSY => Failure::new(
+                Errno::BUSY,
+                format!(
+                    "a device of group {number} is still open: close its descriptor and unmap its registers first, \
+                     also from the IOASIDs that map them for other devices"
+                ),
+            ),
+            other => unexpected("VFIO_GROUP_UNSET_CONTAINER", other),
+        })?;
+        self.groups.remove(place);
+        if let Some(other) = self.groups.first()
+            && let Ok(geometry) = self.shared_geometry(other.number)
+        {
+            self.geometry = geometry;
+        }
+        Ok(())
+    }
+
+    /// Takes all groups out of this container, which maps nothing, into another: see
+    /// [`leave`](Self::leave) and [`join`](Self::join).
+    ///
+    /// # Errors
+    /// Theirs. All groups are then back where they were.
+    pub fn move_groups(&mut self, into: &mut Self) -> Result<(), Failure> {
+        let mut moved: Vec<Arc<Group>> = vec![];
+        while let Some(group) = self.groups.last().cloned() {
+            if let Err(failure) = self.move_group(&group, into) {
+                for group in moved {
+                    into.leave(group.number)?;
+                    self.take_back(group)?;
+                }
+                return Err(failure);
+            }
+            moved.push(group);
+        }
+        Ok(())
+    }
+
+    fn move_group(&mut self, group: &Arc<Group>, into: &mut Self) -> Result<(), Failure> {
+        self.leave(group.number)?;
+        let taken = into.take(Arc::clone(group));
+        if taken.is_err() {
+            self.take_back(Arc::clone(group))?;
+        }
+        taken
+    }
+
+    fn take_back(&mut self, group: Arc<Group>) -> Result<(), Failure> {
+        ioctl::set_container(&group.fd, &self.fd)
+            .map_err(|error| refuse_container(&group, error))?;
+        if self.groups.is_empty() {
+            // The last to leave has taken the IOMMU model with it.
+            ioctl::set_type1v2(&self.fd).map_err(|error| refuse_iommu(group.number, error))?;
+        }
+        self.groups.push(group);
+        if std::mem::take(&mut self.tracks) { self.track(true) } else { Ok(()) }
+    }
+
+    /// What can be mapped now that other groups share it. Of mappings, the kernel tells how many more
+    /// there can be; how many in all does not change.
+    fn shared_geometry(&self, group: u32) -> Result<Geometry, Failure> {
+        let max_mappings = self.geometry.max_mappings;
+        Ok(Geometry { max_mappings, ..geometry(&self.fd, group)? })
     }
 
     /// What the container can hold.
@@ -194,29 +290,14 @@ impl Container {
         &self.geometry
     }
 
-    /// The group.
-    pub fn group(&self) -> &Arc<Group> {
-        &self.membership.group
+    /// One of its groups.
+    pub fn group(&self, number: u32) -> Option<&Arc<Group>> {
+        self.groups.iter().find(|group| group.number == number)
     }
 
-    /// Whether the group can be let go: no device descriptor of it, nor a mapping of a device's
-    /// registers, is open. On success the group has no container any more.
-    ///
-    /// # Errors
-    /// EBUSY.
-    pub fn detach_group(&mut self) -> Result<(), Failure> {
-        let group = &self.membership.group;
-        ioctl::unset_container(&group.fd).map_err(|error| match error {
-            Errno::BUSY => Failure::new(
-                Errno::BUSY,
-                format!(
-                    "a device of group {} is still open: close its descriptor and unmap its registers first, \
-                     also from the IOASIDs that map them for other devices",
-                    group.number
-                ),
-            ),
-            other => unexpected("VFIO_GROUP_UNSET_CONTAINER", other),
-        })
+    /// Whether DMA of its devices is always coherent with caches.
+    pub fn is_coherent(&self) -> bool {
+        ioctl::is_coherent(&self.fd)
     }
 
     /// See [`Table::map`](super::Table::map). It takes a mapping of the container for each piece of
@@ -240,7 +321,7 @@ impl Container {
             let iova = iova + position;
             match &reach {
                 Reach::Here(view) | Reach::Registers(view) => {
-                    ioctl::map_dma(&self.membership.container, iova, view, prot)
+                    ioctl::map_dma(&self.fd, iova, view, prot)
                 }
                 Reach::There(foreign) => self.lead_map(iova, foreign, prot, effort)?,
             }
@@ -275,7 +356,7 @@ impl Container {
         {
             return Ok(Err(error));
         }
-        let container = self.membership.container.as_fd();
+        let container = self.fd.as_fd();
         let mut mapped = led.ioctl(container, ioctl::IOMMU_MAP_DMA, map.as_bytes())?;
         if mapped == Err(Errno::NOMEM) && process.is_within_limit(led.tid()) {
             // The kernel charges the program for each container, and we charge it once.
@@ -296,11 +377,11 @@ impl Container {
     pub fn locate(&mut self, iova: u64, vaddr: u64, led: &mut Led<'_>) -> Result<u64, Failure> {
         let page = self.geometry.pgsizes.smallest().unwrap_or(4096);
         let map = ioctl::DmaMap::new(iova, vaddr, page, Prot::READ);
-        let container = self.membership.container.as_fd();
+        let container = self.fd.as_fd();
         let trace = trace::MapTrace::new(led.tid())?;
         let mapped = led.ioctl(container, ioctl::IOMMU_MAP_DMA, map.as_bytes());
         // Also when the caller died: it may have mapped before.
-        let _ = ioctl::unmap_dma(&self.membership.container, iova, page);
+        let _ = ioctl::unmap_dma(&self.fd, iova, page);
         mapped?.map_err(|error| refuse_map(iova, page, error))?;
         trace.physical_address(iova).ok_or_else(|| {
             Failure::new(
@@ -315,7 +396,7 @@ impl Container {
     /// # Errors
     /// EIO when the kernel refuses.
     pub fn unmap(&mut self, iova: u64, size: u64) -> Result<(), Failure> {
-        ioctl::unmap_dma(&self.membership.container, iova, size)
+        ioctl::unmap_dma(&self.fd, iova, size)
             .map_err(|error| unexpected("VFIO_IOMMU_UNMAP_DMA", error))?;
         let last = iova + (size - 1);
         while let Some((&start, _)) = self.led.range(iova..=last).next() {
@@ -329,8 +410,11 @@ impl Container {
     /// # Errors
     /// EIO when the kernel refuses.
     pub fn clear(&mut self) -> Result<(), Failure> {
-        ioctl::unmap_all(&self.membership.container)
-            .map_err(|error| unexpected("VFIO_IOMMU_UNMAP_DMA (all)", error))?;
+        // With the last group, the kernel has unmapped everything.
+        if !self.groups.is_empty() {
+            ioctl::unmap_all(&self.fd)
+                .map_err(|error| unexpected("VFIO_IOMMU_UNMAP_DMA (all)", error))?;
+        }
         while let Some((&start, _)) = self.led.first_key_value() {
             self.kernel_uncharges(start);
         }
@@ -346,16 +430,22 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        // The kernel unmaps everything with the membership.
+        // The program may still hold a group or a device, and with it the container; so what
+        // is mapped must go now and not with the last descriptor. Errors mean that it is gone.
+        if !self.groups.is_empty() {
+            let _ = ioctl::unmap_all(&self.fd);
+        }
+        for group in &self.groups {
+            let _ = ioctl::unset_container(&group.fd);
+        }
         for (len, process) in self.led.values() {
             process.kernel_uncharges(*len);
         }
     }
 }
 
-/// Sets the IOMMU model of a fresh container, and asks what it can do.
-fn enable(container: &OwnedFd, group: u32) -> Result<Geometry, Failure> {
-    ioctl::set_type1v2(container).map_err(|error| refuse_iommu(group, error))?;
+/// Asks what a container can do.
+fn geometry(container: &OwnedFd, group: u32) -> Result<Geometry, Failure> {
     let info = ioctl::info(container).map_err(|error| unexpected("VFIO_IOMMU_GET_INFO", error))?;
     let ranges = info.ranges.iter().filter_map(|&(start, last)| Range::new(start, last));
     let permitted: RangeSet = ranges.collect();
@@ -403,6 +493,19 @@ fn refuse_container(group: &Group, error: Errno) -> Failure {
             ),
         ),
         other => unexpected("VFIO_GROUP_SET_CONTAINER", other),
+    }
+}
+
+fn refuse_join(group: &Group, error: Errno) -> Failure {
+    // The kernel says EINVAL for both.
+    let is_taken = || ioctl::has_container(&group.fd).unwrap_or(true);
+    match error {
+        Errno::INVAL | Errno::NODEV | Errno::IO if !is_taken() => Failure::invalid(format!(
+            "group {} cannot share this I/O page table: its IOMMU differs, or there is something \
+             mapped where its devices cannot reach: bind it without IOASID_BIND_SHARE",
+            group.number
+        )),
+        other => refuse_container(group, other),
     }
 }
 

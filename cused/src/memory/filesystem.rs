@@ -11,7 +11,8 @@ use std::sync::OnceLock;
 
 use rustix::fd::AsFd;
 use rustix::fs::{
-    AtFlags, MemfdFlags, Stat, Statx, StatxFlags, fcntl_get_seals, fstat, memfd_create, statx,
+    AtFlags, MemfdFlags, SealFlags, Stat, Statx, StatxFlags, fcntl_get_seals, fstat, memfd_create,
+    statx,
 };
 
 use crate::caller::Tid;
@@ -33,13 +34,13 @@ pub(super) fn device(attributes: &Statx) -> Device {
     (attributes.stx_dev_major, attributes.stx_dev_minor)
 }
 
-/// The attributes of a file that is memory and nothing else (a memfd, a file on tmpfs or
+/// The attributes and the seals of a file that is memory and nothing else (a memfd, a file on tmpfs or
 /// hugetlbfs); None for any other, and for one opened with O_PATH. Nobody is asked who could keep us
 /// waiting, and it is the quickest way to know.
-pub(super) fn memory_attributes(file: impl AsFd) -> Option<Stat> {
+pub(super) fn memory_attributes(file: impl AsFd) -> Option<(Stat, SealFlags)> {
     // The kernel keeps seals for these alone (mm/memfd.c).
-    fcntl_get_seals(&file).ok()?;
-    fstat(file).ok()
+    let seals = fcntl_get_seals(&file).ok()?;
+    Some((fstat(file).ok()?, seals))
 }
 
 /// Whether an open file's memory comes in huge pages. Only for files that [`accept`] let pass: the

@@ -28,8 +28,9 @@ use rustix::fd::{AsRawFd as _, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, Stat, fcntl_getfl, fstat, open, readlink};
 use rustix::io::Errno;
 
+use super::files::OpenFile;
 use super::maps::Vma;
-use super::{FilePiece, Rights, Window, filesystem};
+use super::{FilePiece, Rights, filesystem};
 use crate::caller::Tid;
 use crate::failure::Failure;
 
@@ -161,32 +162,28 @@ pub(super) fn piece(
     let what = || format!("the {}", vma.describe());
     let offset = vma.offset + (from - vma.range.start);
     let attributes = fstat(&file).map_err(|error| refuse(&what(), error))?;
-    file_piece(file, &attributes, offset..offset + (to - from), rights, what)
+    let file = Arc::new(OpenFile::new(file, &attributes, rights));
+    file_piece(file, &attributes, offset..offset + (to - from), what)
 }
 
 /// A piece of a file of an accepted file system, of which `what` is said in messages.
 pub(super) fn file_piece(
-    file: File,
+    file: Arc<OpenFile>,
     attributes: &Stat,
-    Range { start: offset, end }: Range<u64>,
-    rights: Rights,
+    range: Range<u64>,
     what: impl Fn() -> String,
 ) -> Result<FilePiece, Failure> {
-    let len = end - offset;
-    let page = rustix::param::page_size() as u64;
-    // hugetlbfs gives its page size as the block size; others give a size that needs no heed.
-    let block = attributes.st_blksize as u64;
-    let alignment = if block > page && filesystem::is_hugetlb(&file) { block } else { page };
-    if end > (attributes.st_size as u64).checked_next_multiple_of(alignment).unwrap_or(u64::MAX) {
+    let Range { start: offset, end } = range;
+    let size = attributes.st_size as u64;
+    if end > size.checked_next_multiple_of(file.alignment).unwrap_or(u64::MAX) {
         return Err(Failure::new(
             Errno::FAULT,
             format!("part of {} lies behind the end of its file", what()),
         ));
     }
     // Opening is not everything: a sealed memfd opens for writing and refuses to be mapped so.
-    let window = Window::new(&file, offset, len, alignment, rights);
-    let window = Arc::new(window.map_err(|error| refuse(&what(), error))?);
-    Ok(FilePiece { file, offset, len, alignment, window: Mutex::new(Some(window)) })
+    let window = file.window(range, size).map_err(|error| refuse(&what(), error))?;
+    Ok(FilePiece { file, offset, len: end - offset, window: Mutex::new(Some(window)) })
 }
 
 pub(super) fn unlisted(error: std::io::Error) -> Failure {

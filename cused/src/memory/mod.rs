@@ -16,6 +16,7 @@
 //! The daemon itself never touches the bytes of a window: a file can be cut short by its owner
 //! at any moment, and a touch would then be a SIGBUS.
 
+pub mod files;
 mod filesystem;
 mod maps;
 mod mirror;
@@ -31,7 +32,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, SealFlags};
 use rustix::io::Errno;
 
 pub use filesystem::attributes;
@@ -40,11 +41,12 @@ pub use pin::{PIN_MAX, Pin, available as can_pin, refuse as refuse_pin};
 pub use registers::BoundDevice;
 pub use window::{View, Window};
 
+use self::files::OpenFile;
 use crate::failure::Failure;
 use crate::process::Process;
 
 /// What devices may do to memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rights {
     /// Devices read it.
     ReadOnly,
@@ -59,6 +61,11 @@ impl Rights {
             Self::ReadOnly => OFlags::RDONLY,
             Self::ReadWrite => OFlags::RDWR,
         }
+    }
+
+    /// Whether a file with these seals can still be mapped so.
+    fn are_left_by(self, seals: SealFlags) -> bool {
+        self == Self::ReadOnly || !seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE)
     }
 }
 
@@ -75,7 +82,7 @@ impl Piece {
         match self {
             Self::File(piece) => piece.len,
             Self::Program(piece) => piece.len,
-            Self::Registers(piece) => piece.window.len(),
+            Self::Registers(piece) => piece.len,
         }
     }
 
@@ -92,13 +99,11 @@ impl Piece {
 /// A piece of a file.
 #[derive(Debug)]
 struct FilePiece {
-    file: File,
+    file: Arc<OpenFile>,
     /// Where it begins in the file, bytes.
     offset: u64,
     /// Its length, bytes.
     len: u64,
-    /// What offset and length of an mmap of the file must be a multiple of, bytes.
-    alignment: u64,
     /// All of it mapped: for registered memory always, for other memory from when it is found for as
     /// long as there are few windows. Otherwise parts of it are mapped when they are needed.
     window: Mutex<Option<Arc<Window>>>,
@@ -122,6 +127,10 @@ struct ProgramPiece {
 struct RegistersPiece {
     /// Keeps the device in its group, and the group with us, until the registers are unmapped.
     _device: OwnedFd,
+    /// Where they begin in the device's file, bytes.
+    offset: u64,
+    /// Bytes.
+    len: u64,
     window: Window,
 }
 
@@ -129,7 +138,6 @@ struct RegistersPiece {
 #[derive(Debug)]
 pub struct Backing {
     pieces: Vec<Piece>,
-    rights: Rights,
     pins: Vec<Pin>,
 }
 
@@ -271,15 +279,17 @@ impl Backing {
         let len = end - start;
         match piece {
             Piece::File(piece) => {
+                let begin = piece.offset + start;
                 let whole = piece.window.lock().clone();
                 if let Some(window) = whole {
-                    return visit(Reach::Here(window.view(start, len)));
+                    return visit(Reach::Here(window.view(begin, len)));
                 }
-                let FilePiece { file, offset, alignment, .. } = piece;
-                let window = Window::new(file, offset + start, len, *alignment, self.rights)?;
-                visit(Reach::Here(window.view(0, len)))
+                let window = piece.file.passing(begin..begin + len)?;
+                visit(Reach::Here(window.view(begin, len)))
             }
-            Piece::Registers(piece) => visit(Reach::Registers(piece.window.view(start, len))),
+            Piece::Registers(piece) => {
+                visit(Reach::Registers(piece.window.view(piece.offset + start, len)))
+            }
             Piece::Program(piece) => {
                 visit(Reach::There(Foreign { piece, vaddr: piece.vaddr + start, len }))
             }
@@ -296,6 +306,7 @@ impl Backing {
                 && self.pins.is_empty()
             {
                 piece.window.lock().take();
+                piece.file.settle();
             }
         }
     }
@@ -319,7 +330,8 @@ impl Backing {
                 self.pins.push(match piece {
                     Piece::File(piece) => match &*piece.window.lock() {
                         Some(window) => {
-                            Pin::new(window.view(from, part).address(), part).map_err(refuse_pin)?
+                            let view = window.view(piece.offset + from, part);
+                            Pin::new(view.address(), part).map_err(refuse_pin)?
                         }
                         None => return Err(refuse_pin(Errno::FAULT)),
                     },

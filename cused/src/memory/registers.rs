@@ -69,13 +69,14 @@ pub(super) fn piece(
         return Err(Failure::new(Errno::FAULT, "part of the range lies behind the registers"));
     }
     let page = rustix::param::page_size() as u64;
-    let window = Window::new(&fd, region.offset + inside, len, page, rights).map_err(|error| {
+    let offset = region.offset + inside;
+    let window = Window::new(&fd, offset..offset + len, page, rights).map_err(|error| {
         Failure::new(
             Errno::FAULT,
             format!("the registers of device {} cannot be mapped: {error}", device.name),
         )
     })?;
-    Ok(RegistersPiece { _device: fd, window })
+    Ok(RegistersPiece { _device: fd, offset, len, window })
 }
 
 /// The physical addresses of a BAR of a PCI device.

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fstat};
 use rustix::io::Errno;
 
+use super::files::{Files, OpenFile};
 use super::maps::{Maps, Vma};
 use super::registers::{self, BoundDevice};
 use super::{Backing, Piece, ProgramPiece, Rights, filesystem, mirror};
@@ -59,7 +60,7 @@ impl Resolver<'_> {
             let part = vma.range.start.max(range.start)..vma.range.end.min(range.end);
             self.piece(&mut pieces, vma, part, way, locate)?;
         }
-        Ok(Backing { pieces, rights: self.rights, pins: Vec::new() })
+        Ok(Backing { pieces, pins: Vec::new() })
     }
 
     fn way(&self, vma: &Vma) -> Result<Way, Failure> {
@@ -111,26 +112,45 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    /// A piece of the file that the caller has open as `fd`.
+    /// A piece of the file that the caller has open as `fd`. `files` are those that have been named in
+    /// the same open of the node.
     ///
     /// # Errors
     /// - EBADF: it is not open; EPERM: it is not open for this
     /// - EFAULT: the file is shorter
     /// - EOPNOTSUPP: it is no regular file, or on a file system that is not accepted
-    pub fn file(&self, fd: i32, offset: u64, size: u64) -> Result<(Backing, FileId), Failure> {
+    pub fn file(
+        &self,
+        files: &Files,
+        fd: i32,
+        offset: u64,
+        size: u64,
+    ) -> Result<(Backing, FileId), Failure> {
         let what = || format!("the file of descriptor {fd}");
-        let file = File::from(self.process.descriptor(self.tid, fd)?);
-        let attributes = match filesystem::memory_attributes(&file) {
-            Some(attributes) => attributes,
-            None => self.attributes(&file, fd)?,
-        };
+        let known = files.find((self.process, self.tid), fd, self.rights);
+        let (file, attributes) = known.map_or_else(|| self.open(files, fd), Ok)?;
         let id = FileId { device: attributes.st_dev, inode: attributes.st_ino };
         let Some(end) = offset.checked_add(size) else {
             return Err(Failure::new(Errno::FAULT, "no file is that long"));
         };
         // Whether it is open for what devices shall do, the kernel says when it is mapped.
-        let piece = mirror::file_piece(file, &attributes, offset..end, self.rights, what)?;
-        Ok((Backing { pieces: vec![Piece::File(piece)], rights: self.rights, pins: vec![] }, id))
+        let piece = mirror::file_piece(file, &attributes, offset..end, what)?;
+        Ok((Backing { pieces: vec![Piece::File(piece)], pins: vec![] }, id))
+    }
+
+    /// The file of a descriptor, to be remembered if it is memory and nothing else.
+    fn open(&self, files: &Files, fd: i32) -> Result<(Arc<OpenFile>, Stat), Failure> {
+        let file = File::from(self.process.descriptor(self.tid, fd)?);
+        let memory = filesystem::memory_attributes(&file);
+        let attributes = match memory {
+            Some((attributes, _)) => attributes,
+            None => self.attributes(&file, fd)?,
+        };
+        let file = Arc::new(OpenFile::new(file, &attributes, self.rights));
+        if memory.is_some() {
+            files.remember(self.process, fd, &file);
+        }
+        Ok((file, attributes))
     }
 
     /// The attributes of a file that is not known to be memory.
@@ -178,7 +198,7 @@ impl Backing {
     /// EOPNOTSUPP
     pub fn check_pinnable(&self) -> Result<(), Failure> {
         let pinnable = |piece: &Piece| match piece {
-            Piece::File(piece) => filesystem::is_memory(&piece.file),
+            Piece::File(piece) => filesystem::is_memory(&*piece.file),
             Piece::Program(_) => true,
             Piece::Registers(_) => false,
         };

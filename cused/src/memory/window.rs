@@ -1,5 +1,5 @@
-//! An mmap of a piece of a file in the daemon's own address space: a passing one, or a lasting one
-//! for registered memory and device registers.
+//! An mmap of a file, or of a piece of it, in the daemon's own address space: a passing one, or a
+//! lasting one for registered memory, for device registers and for files of which more will be mapped.
 //!
 //! The only module that maps memory, and so the only one of `memory` with `unsafe`. A window gives
 //! out its address as a number, for the kernel to pin; Rust never sees its bytes as memory.
@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -21,15 +22,16 @@ use super::Rights;
 
 /// How many windows there are. The kernel permits a process 65530 mappings, by default.
 static WINDOWS: AtomicUsize = AtomicUsize::new(0);
+/// How many bytes of the daemon's address space they take.
+static SPACE: AtomicUsize = AtomicUsize::new(0);
 
 /// A mapped piece of a file.
 #[derive(Debug)]
 pub struct Window {
     base: NonNull<std::ffi::c_void>,
     mapped: usize,
-    /// Where the piece begins behind `base`: the piece may begin inside a huge page.
-    lead: usize,
-    len: usize,
+    /// Where it begins in the file, bytes.
+    begin: u64,
 }
 
 // SAFETY: the address is of memory that belongs to the process, not to a thread; nothing but the
@@ -39,35 +41,61 @@ unsafe impl Send for Window {}
 unsafe impl Sync for Window {}
 
 impl Window {
-    /// Maps `len` bytes of `file` from `offset` on. `alignment` is the page size of the file.
+    /// Maps a range of `file`, of which it shows whole pages. `alignment` is the page size of the file.
     pub(super) fn new(
         file: impl AsFd,
-        offset: u64,
-        len: u64,
+        range: Range<u64>,
         alignment: u64,
         rights: Rights,
     ) -> Result<Self, Errno> {
-        let aligned = offset - offset % alignment;
-        let lead = offset - aligned;
-        let mapped = lead
-            .checked_add(len)
-            .and_then(|end| end.checked_next_multiple_of(alignment))
-            .and_then(|end| usize::try_from(end).ok())
-            .ok_or(Errno::NOMEM)?;
+        // What is small is about to be pinned whole: cheaper here than page by page then.
+        const SMALL: u64 = 64 << 10;
+        let small = range.end - range.start <= SMALL;
+        let populate = if small { MapFlags::POPULATE } else { MapFlags::empty() };
+        Self::with(file, range, alignment, rights, populate)
+    }
+
+    /// Maps all of a file of `size` bytes, unless that is too much for what nobody has asked for. It
+    /// costs addresses, and no memory.
+    pub(super) fn whole(
+        file: impl AsFd,
+        size: u64,
+        alignment: u64,
+        rights: Rights,
+    ) -> Result<Self, Errno> {
+        // Files with nothing in them can be long. An address space is 128 TiB.
+        const FILE: u64 = 1 << 40;
+        const ALL: u64 = 16 << 40;
+        let space = SPACE.load(Ordering::Relaxed) as u64;
+        if size > FILE || space.saturating_add(size) > ALL || !Self::may_stay() {
+            return Err(Errno::NOMEM);
+        }
+        // Without NORESERVE, hugetlbfs sets aside huge pages for all that the file does not have yet.
+        Self::with(file, 0..size, alignment, rights, MapFlags::NORESERVE)
+    }
+
+    fn with(
+        file: impl AsFd,
+        range: Range<u64>,
+        alignment: u64,
+        rights: Rights,
+        flags: MapFlags,
+    ) -> Result<Self, Errno> {
+        let begin = range.start - range.start % alignment;
+        let end = range.end.checked_next_multiple_of(alignment);
+        let mapped = end.and_then(|end| usize::try_from(end - begin).ok()).ok_or(Errno::NOMEM)?;
         let prot = match rights {
             Rights::ReadOnly => ProtFlags::READ,
             Rights::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
-        // What is small is about to be pinned whole: cheaper here than page by page then.
-        const SMALL: usize = 64 << 10;
-        let populate = if mapped <= SMALL { MapFlags::POPULATE } else { MapFlags::empty() };
-        let flags = MapFlags::SHARED | populate;
+        let flags = MapFlags::SHARED | flags;
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing. Its
         // bytes change under other programs' hands; nothing makes a Rust reference to them.
-        let base = unsafe { mmap(ptr::null_mut(), mapped, prot, flags, file, aligned)? };
+        let base = unsafe { mmap(ptr::null_mut(), mapped, prot, flags, file, begin)? };
         let base = NonNull::new(base).ok_or(Errno::NOMEM)?;
         WINDOWS.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { base, mapped, lead: lead as usize, len: len as usize })
+        SPACE.fetch_add(mapped, Ordering::Relaxed);
+        Ok(Self { base, mapped, begin })
     }
 
     /// Whether there are few enough windows for some to stay that could go.
@@ -76,18 +104,19 @@ impl Window {
         WINDOWS.load(Ordering::Relaxed) <= FEW
     }
 
-    /// The length of the piece, bytes.
-    pub(super) fn len(&self) -> u64 {
-        self.len as u64
+    /// Whether it shows all of a range of its file.
+    pub(super) fn shows(&self, range: &Range<u64>) -> bool {
+        self.begin <= range.start && range.end - self.begin <= self.mapped as u64
     }
 
-    /// `len` bytes of the piece, from `start` on.
+    /// `len` bytes, from `offset` of the file on.
     ///
     /// # Panics
-    /// If the piece does not have them.
-    pub(super) fn view(&self, start: u64, len: u64) -> View<'_> {
-        assert!(start.checked_add(len).is_some_and(|end| end <= self.len()), "no such bytes");
-        View { window: self, start: start as usize, len: len as usize }
+    /// If it does not show them.
+    pub(super) fn view(&self, offset: u64, len: u64) -> View<'_> {
+        let end = offset.checked_add(len);
+        assert!(end.is_some_and(|end| self.shows(&(offset..end))), "no such bytes");
+        View { window: self, start: (offset - self.begin) as usize, len: len as usize }
     }
 }
 
@@ -95,6 +124,7 @@ impl Window {
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     window: &'a Window,
+    /// Where it begins in the window.
     start: usize,
     len: usize,
 }
@@ -102,7 +132,7 @@ pub struct View<'a> {
 impl View<'_> {
     /// The address of the part in the daemon.
     pub fn address(&self) -> u64 {
-        (self.window.base.as_ptr().addr() + self.window.lead + self.start) as u64
+        (self.window.base.as_ptr().addr() + self.start) as u64
     }
 
     /// The length of the part, bytes.
@@ -157,5 +187,6 @@ impl Drop for Window {
         let result = unsafe { munmap(self.base.as_ptr(), self.mapped) };
         debug_assert!(result.is_ok(), "munmap of our own mapping: {result:?}");
         WINDOWS.fetch_sub(1, Ordering::Relaxed);
+        SPACE.fetch_sub(self.mapped, Ordering::Relaxed);
     }
 }

@@ -43,6 +43,9 @@ pub fn all(world: &World) -> Table {
     table.rows.extend(map_file(world));
     table.rows.extend(unmap(world));
     table.rows.extend(nesting(world));
+    table.rows.extend(map_in_a_child(world));
+    table.rows.extend(page_tables(world));
+    table.rows.extend(vectors(world));
     table.rows.extend(unsupported_tables(world));
     table.rows.extend(register_shapes(world));
     table.rows.extend(register_memory(world));
@@ -56,6 +59,9 @@ pub fn all(world: &World) -> Table {
     table.rows.extend(get_device_info(world));
     table.rows.extend(get_error(world));
     table.rows.extend(sim_dma(world));
+    table.rows.extend(sim_dma_options(world));
+    table.rows.extend(complete_fault(world));
+    table.rows.extend(set_fault_eventfd(world));
     table
 }
 
@@ -148,13 +154,15 @@ struct Template {
     known_flags: Option<u32>,
     /// Where its reserved fields are.
     reserved: &'static [usize],
+    /// Sizes that the structure had before, which are taken too.
+    former: &'static [u32],
 }
 
 const FLAGS_OFFSET: usize = 4;
 
 impl Template {
     fn new(row: Row) -> Self {
-        Self { row, writes: false, known_flags: Some(0), reserved: &[] }
+        Self { row, writes: false, known_flags: Some(0), reserved: &[], former: &[] }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -248,7 +256,8 @@ impl Template {
         let size = self.bytes().len() as u32;
         let mut rows = Vec::new();
         for argsz in [0, 1, 4, 8, size - 8, size - 1] {
-            rows.push(self.with_argsz(format!("argsz {argsz}"), argsz).fails(Errno::INVAL));
+            let row = self.with_argsz(format!("argsz {argsz}"), argsz);
+            rows.push(if self.former.contains(&argsz) { row } else { row.fails(Errno::INVAL) });
         }
         for argsz in [size + 1, size + 8, 4096] {
             rows.push(self.with_argsz(format!("argsz {argsz} with a zero tail"), argsz));
@@ -331,8 +340,9 @@ fn templates(world: &World, skipped: &mut Vec<String>) -> Vec<Template> {
         },
         Template {
             writes: true,
-            known_flags: Some(uapi::SIM_DMA_READ | uapi::SIM_DMA_WRITE),
+            known_flags: Some(SIM_DMA_FLAGS),
             reserved: &[12],
+            former: &[uapi::SIM_DMA_SIZE_VER0],
             ..Template::new(row(cmd::SIM_DMA, "", dma_request(world)).expect(
                 if world.is_simulated() {
                     Expect::Success
@@ -341,11 +351,14 @@ fn templates(world: &World, skipped: &mut Vec<String>) -> Vec<Template> {
                 },
             ))
         },
+        Template::new(row(cmd::COMPLETE_FAULT, "", fault_answer()).fails(no_such_fault(world))),
     ];
     if world.devices.len() > 1 {
         templates.push(Template {
             writes: true,
-            known_flags: Some(uapi::BIND_VFIO_GROUP | uapi::BIND_SIMULATED),
+            known_flags: Some(uapi::BIND_VFIO_GROUP | uapi::BIND_SIMULATED | uapi::BIND_SHARE),
+            reserved: &[92],
+            former: &[uapi::BIND_SIZE_VER0],
             ..Template::new(
                 row(cmd::BIND_DEVICE, "", world.bind_request(1))
                     .look(remember_bound)
@@ -369,7 +382,40 @@ fn templates(world: &World, skipped: &mut Vec<String>) -> Vec<Template> {
             ),
         ]);
     }
+    templates.extend(nested_templates(world));
     templates.extend(unsupported_templates(world, skipped));
+    templates
+}
+
+/// Good calls of what is nested, and of several at once.
+fn nested_templates(world: &World) -> Vec<Template> {
+    let mut templates = Vec::new();
+    if world.has(ext::USER_PAGE_TABLE) {
+        let (bind, unbind) = (world.bind_pgtable_request(), world.unbind_pgtable_request());
+        let invalidate = uapi::InvalidateCache { ioasid: world.child, ..invalidate_request(world) };
+        let bind = row(cmd::BIND_PGTABLE, "", bind).undo(World::unbind_pgtable);
+        let unbind = row(cmd::UNBIND_PGTABLE, "", unbind)
+            .before(World::bind_pgtable)
+            .undo(World::bind_pgtable)
+            .after(World::unbind_pgtable);
+        let invalidate = row(cmd::INVALIDATE_CACHE, "", invalidate)
+            .before(World::bind_pgtable)
+            .after(World::unbind_pgtable);
+        templates.extend([
+            Template { reserved: &[28], ..Template::new(bind) },
+            Template { reserved: &[28], ..Template::new(unbind) },
+            Template {
+                reserved: &[12],
+                known_flags: Some(uapi::INVALIDATE_ALL),
+                ..Template::new(invalidate)
+            },
+        ]);
+    }
+    if world.has(ext::VECTOR) {
+        let vector = row(cmd::VECTOR, "", vector_request(world));
+        let vector = vector.before(put_op).undo(unmap_free_page).after(nothing);
+        templates.push(Template { writes: true, reserved: &[28], ..Template::new(vector) });
+    }
     templates
 }
 
@@ -463,6 +509,22 @@ fn dma_request(world: &World) -> uapi::SimDma {
     }
 }
 
+const SIM_DMA_FLAGS: u32 = uapi::SIM_DMA_READ
+    | uapi::SIM_DMA_WRITE
+    | uapi::SIM_DMA_PASID
+    | uapi::SIM_DMA_RECOVERABLE
+    | uapi::SIM_DMA_CONTINUE;
+
+/// Of a fault that there is not.
+fn fault_answer() -> uapi::CompleteFault {
+    let argsz = uapi::CompleteFault::ARGSZ;
+    uapi::CompleteFault { argsz, id: UNKNOWN_ID, ..Default::default() }
+}
+
+fn no_such_fault(world: &World) -> Errno {
+    if world.has(ext::RECOVERABLE_FAULTS) { Errno::NOENT } else { Errno::OPNOTSUPP }
+}
+
 /// What is registered by [`register`]: behind what is mapped, and with memory before and behind it
 /// that is not registered.
 fn registered(world: &World) -> (u64, u64) {
@@ -531,6 +593,25 @@ fn invalidate_request(world: &World) -> uapi::InvalidateCache {
     }
 }
 
+/// A good VECTOR of the operation that [`put_op`] has put in memory.
+fn vector_request(world: &World) -> uapi::Vector {
+    uapi::Vector {
+        argsz: uapi::Vector::ARGSZ,
+        ioasid: world.space,
+        nr_ops: 1,
+        ops: world.start(OUTPUT),
+        ..Default::default()
+    }
+}
+
+fn put_op(world: &World) {
+    let uapi::MapDma { flags, vaddr, iova, size, .. } = free_map(world);
+    let op = uapi::Op { op: uapi::OP_MAP, flags, vaddr, iova, size, ..Default::default() };
+    world.write(world.start(OUTPUT), op.as_bytes());
+}
+
+fn nothing(_: &World) {}
+
 fn map_mapped(world: &World) {
     world.map(MAPPED, world.shared(), MAPPED_SIZE);
 }
@@ -568,9 +649,13 @@ fn unknown_commands(world: &World) -> Vec<Row> {
     const TYPE: u32 = uapi::TYPE << 8;
     let known = |number: u32| cmd::name(TYPE | number).is_some();
     let mut rows = Vec::new();
-    // All that are free from IOASID_BASE on; VFIO's of containers and those of the proposal for
-    // device descriptors; iommufd's.
-    let numbers = (uapi::BASE..=0xff).filter(|n| !known(*n)).chain(100..=127).chain(0x80..=0x8f);
+    // What an open that is no VFIO container says to all but the first three of VFIO's commands.
+    for n in 103..=127 {
+        rows.push(number(TYPE | n, "of a container", 0u32).fails(Errno::INVAL));
+        rows.push(row(TYPE | n, "of a container", [0u32; 16]).fails(Errno::INVAL));
+    }
+    // All that are free from IOASID_BASE on; iommufd's.
+    let numbers = (uapi::BASE..=0xff).filter(|n| !known(*n)).chain(0x80..=0x8f);
     for n in numbers {
         rows.push(number(TYPE | n, "an unknown number", 0u32).fails(Errno::NOTTY));
         rows.push(row(TYPE | n, "an unknown number", [0u32; 16]).fails(Errno::NOTTY));
@@ -739,6 +824,144 @@ fn nesting(world: &World) -> Vec<Row> {
             number(cmd::CREATE_NESTING, name, id).fails(errno)
         })
         .collect()
+}
+
+fn map_in_a_child(world: &World) -> Vec<Row> {
+    if !world.has(ext::NESTING) {
+        return Vec::new();
+    }
+    let good = world.map_child_request();
+    let try_map =
+        |name: &str, map: uapi::MapDma| row(cmd::MAP_DMA, name, map).undo(World::unmap_child);
+    let file = good.flags | uapi::MAP_FILE;
+    let fd = world.files.both.as_raw_fd();
+    let mut rows = vec![
+        try_map("in a child", good),
+        try_map("in a child, to address 0", uapi::MapDma { vaddr: 0, ..good }),
+        try_map("in a child, a file", uapi::MapDma { flags: file, fd, vaddr: 0, ..good })
+            .fails(Errno::INVAL),
+        try_map("in a child, with an fd", uapi::MapDma { fd, ..good }).fails(Errno::INVAL),
+        try_map("in a child, vaddr misaligned", uapi::MapDma { vaddr: good.vaddr + 8, ..good })
+            .fails(Errno::INVAL),
+        try_map("in a child, to the last page", uapi::MapDma { vaddr: !(PAGE - 1), ..good }),
+        try_map(
+            "in a child, vaddr + size wraps",
+            uapi::MapDma { vaddr: !(PAGE - 1), size: 2 * PAGE, ..good },
+        )
+        .fails(Errno::OVERFLOW),
+        row(cmd::MAP_DMA, "in a child, over a mapping", good)
+            .before(World::map_child)
+            .fails(Errno::EXIST)
+            .after(World::unmap_child),
+    ];
+    if world.has(ext::USER_PAGE_TABLE) {
+        let unmap = uapi::UnmapDma { ioasid: world.child, ..world.unmap_request(FREE_IOVA, PAGE) };
+        let bound = |row: Row| row.before(World::bind_pgtable).after(World::unbind_pgtable);
+        let busy = |row: Row| bound(row).fails(Errno::BUSY);
+        rows.push(busy(row(cmd::MAP_DMA, "a page table is bound", good)));
+        rows.push(busy(row(cmd::UNMAP_DMA, "a page table is bound", unmap)));
+    }
+    rows
+}
+
+fn page_tables(world: &World) -> Vec<Row> {
+    if !world.has(ext::USER_PAGE_TABLE) {
+        return Vec::new();
+    }
+    let bind = world.bind_pgtable_request();
+    let try_bind = |name: String, bind: uapi::BindPgtable| {
+        row(cmd::BIND_PGTABLE, name, bind).undo(World::unbind_pgtable)
+    };
+    let unbind = world.unbind_pgtable_request();
+    let invalidate = uapi::InvalidateCache { ioasid: world.child, ..invalidate_request(world) };
+    let mut rows = Vec::new();
+    let mut ids: Vec<(String, u32, Errno)> =
+        unknown_ids().map(|(name, id)| (format!("IOASID {name}"), id, Errno::NOENT)).to_vec();
+    ids.push(("an IOASID of another open".into(), world.foreign, Errno::NOENT));
+    ids.push(("nothing was ever attached".into(), world.empty, Errno::NODEV));
+    ids.push(("an IOASID that is no child".into(), world.space, Errno::INVAL));
+    for (name, ioasid, errno) in ids {
+        let bind = uapi::BindPgtable { ioasid, ..bind };
+        let invalidate = uapi::InvalidateCache { ioasid, ..invalidate };
+        rows.push(try_bind(name.clone(), bind).fails(errno));
+        let unbind = uapi::BindPgtable { ioasid, ..unbind };
+        rows.push(row(cmd::UNBIND_PGTABLE, name.clone(), unbind).fails(errno));
+        rows.push(row(cmd::INVALIDATE_CACHE, name, invalidate).fails(errno));
+    }
+    rows.push(row(cmd::UNBIND_PGTABLE, "nothing is bound", unbind).fails(Errno::NOENT));
+    rows.push(row(cmd::INVALIDATE_CACHE, "nothing is bound", invalidate).fails(Errno::INVAL));
+    for format in [0, 7, 64, 1 << 31, u32::MAX] {
+        let bind = uapi::BindPgtable { format, ..bind };
+        rows.push(try_bind(format!("format {format:#x}"), bind).fails(Errno::OPNOTSUPP));
+    }
+    // Each format with widths that it does not have, and the smallest step that is not aligned.
+    let widths: [(u32, &[u32]); 6] = [
+        (uapi::FORMAT_X86_4LEVEL, &[0, 39, 47, 49, 57, 64, u32::MAX]),
+        (uapi::FORMAT_X86_5LEVEL, &[0, 48, 56, 58, 64]),
+        (uapi::FORMAT_VTD_SECOND, &[0, 38, 40, 64]),
+        (uapi::FORMAT_AMD_V1, &[0, 30, 38, 65]),
+        (uapi::FORMAT_ARM_LPAE_4K, &[0, 24, 49, 52]),
+        (uapi::FORMAT_ARM_LPAE_64K, &[0, 24, 49, 52]),
+    ];
+    for (format, bad) in widths {
+        for &addr_width in bad {
+            let bind = uapi::BindPgtable { format, addr_width, ..bind };
+            let name = format!("format {format}, {addr_width} bits");
+            rows.push(try_bind(name, bind).fails(Errno::INVAL));
+        }
+        let addr_width = if format == uapi::FORMAT_X86_5LEVEL { 57 } else { 48 };
+        let bind = uapi::BindPgtable { format, addr_width, addr: MAPPED + 8, ..bind };
+        rows.push(try_bind(format!("format {format}, misaligned"), bind).fails(Errno::INVAL));
+    }
+    let nowhere = uapi::BindPgtable { addr: FREE_IOVA, ..bind };
+    rows.push(try_bind("the root is nowhere".into(), nowhere).fails(Errno::FAULT));
+    let high = uapi::BindPgtable { addr: 1 << 52, ..bind };
+    rows.push(try_bind("the root has more than 52 bits".into(), high).fails(Errno::INVAL));
+    let behind = uapi::BindPgtable { addr: MAPPED + MAPPED_SIZE, ..bind };
+    rows.push(try_bind("the root is behind a mapping".into(), behind).fails(Errno::FAULT));
+    rows.push(
+        row(cmd::BIND_PGTABLE, "a table is bound already", bind)
+            .before(World::bind_pgtable)
+            .fails(Errno::BUSY)
+            .after(World::unbind_pgtable),
+    );
+    rows.push(
+        row(cmd::BIND_PGTABLE, "something is mapped", bind)
+            .before(World::map_child)
+            .fails(Errno::BUSY)
+            .after(World::unmap_child),
+    );
+    rows
+}
+
+fn vectors(world: &World) -> Vec<Row> {
+    if !world.has(ext::VECTOR) {
+        return Vec::new();
+    }
+    let good = vector_request(world);
+    let try_vector = |name: String, vector: uapi::Vector| {
+        row(cmd::VECTOR, name, vector).before(put_op).undo(unmap_free_page).after(nothing)
+    };
+    let mut rows = Vec::new();
+    for (name, ioasid) in unknown_ids() {
+        let vector = uapi::Vector { ioasid, ..good };
+        rows.push(try_vector(format!("IOASID {name}"), vector).fails(Errno::NOENT));
+    }
+    let cases: Vec<(&str, uapi::Vector, Errno)> = vec![
+        ("an IOASID of another open", uapi::Vector { ioasid: world.foreign, ..good }, Errno::NOENT),
+        ("nothing was ever attached", uapi::Vector { ioasid: world.empty, ..good }, Errno::NODEV),
+        ("no operation", uapi::Vector { nr_ops: 0, ..good }, Errno::INVAL),
+        ("too many operations", uapi::Vector { nr_ops: 2049, ..good }, Errno::INVAL),
+        ("2^32 - 1 operations", uapi::Vector { nr_ops: u32::MAX, ..good }, Errno::INVAL),
+    ];
+    for (name, vector, errno) in cases {
+        rows.push(try_vector(name.into(), vector).fails(errno));
+    }
+    for (name, ops) in nowhere(world) {
+        let vector = uapi::Vector { ops, ..good };
+        rows.push(try_vector(format!("the operations are {name}"), vector).fails(Errno::FAULT));
+    }
+    rows
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -1502,6 +1725,100 @@ fn sim_dma(world: &World) -> Vec<Row> {
             uapi::SIM_DMA_READ => read_only.fails(Errno::FAULT),
             _ => read_only,
         });
+    }
+    rows
+}
+
+/// DMA with the flags and fields that came later.
+fn sim_dma_options(world: &World) -> Vec<Row> {
+    let (pasid, waits, goes_on) =
+        (uapi::SIM_DMA_PASID, uapi::SIM_DMA_RECOVERABLE, uapi::SIM_DMA_CONTINUE);
+    let read = dma_request(world);
+    let dma = |name: &str, flags: u32, with: uapi::SimDma| {
+        row(cmd::SIM_DMA, name, uapi::SimDma { flags: read.flags | flags, ..with })
+    };
+    let mut rows = vec![
+        dma("CONTINUE without RECOVERABLE", goes_on, read).fails(Errno::INVAL),
+        dma("fault without CONTINUE", waits, uapi::SimDma { fault: 1, ..read }).fails(Errno::INVAL),
+        dma("fault without a flag", 0, uapi::SimDma { fault: 1, ..read }).fails(Errno::INVAL),
+        dma("pasid without a flag", 0, uapi::SimDma { pasid: 1, ..read }).fails(Errno::INVAL),
+    ];
+    for value in [1 << 20, u32::MAX] {
+        let name = format!("pasid {value:#x}, more than 20 bits");
+        rows.push(dma(&name, pasid, uapi::SimDma { pasid: value, ..read }).fails(Errno::INVAL));
+    }
+    if !world.is_simulated() {
+        return rows;
+    }
+    for fault in [0, UNKNOWN_ID, u32::MAX] {
+        let name = format!("CONTINUE of fault {fault:#x}, which there is not");
+        let with = uapi::SimDma { fault, ..read };
+        rows.push(dma(&name, waits | goes_on, with).fails(Errno::NOENT));
+        // What is wrong with the range comes after the ids.
+        let with = uapi::SimDma { size: 0, ..with };
+        rows.push(dma(&format!("{name}, and size 0"), waits | goes_on, with).fails(Errno::NOENT));
+    }
+    rows.push(
+        dma("RECOVERABLE, without a fault", waits, read).look(|_, bytes| transferred(bytes, 64)),
+    );
+    for (name, iova, done) in [
+        ("RECOVERABLE, nothing is mapped there", FREE_IOVA, 0),
+        ("RECOVERABLE, it runs out of a mapping", MAPPED + MAPPED_SIZE - 10, 10),
+    ] {
+        let look: Look = if done == 0 {
+            |world, bytes| remember_fault(world, bytes).or(transferred(bytes, 0))
+        } else {
+            |world, bytes| remember_fault(world, bytes).or(transferred(bytes, 10))
+        };
+        let with = uapi::SimDma { iova, ..read };
+        rows.push(dma(name, waits, with).look(look).undo(World::fail_fault));
+    }
+    if !world.has(ext::USER_PASID_TABLE) {
+        rows.push(dma("with a PASID", pasid, read).fails(Errno::OPNOTSUPP));
+    }
+    rows
+}
+
+fn remember_fault(world: &World, bytes: &[u8]) -> Option<String> {
+    let fault = structure::<uapi::SimDma>(bytes).fault;
+    world.waiting.set(fault);
+    (fault == 0).then(|| "the device does not wait".into())
+}
+
+fn complete_fault(world: &World) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (name, id) in unknown_ids() {
+        for response in [uapi::RESPONSE_SUCCESS, uapi::RESPONSE_FAIL, 3, u32::MAX] {
+            let answer = uapi::CompleteFault { id, response, ..fault_answer() };
+            let name = format!("fault {name}, response {response}");
+            rows.push(row(cmd::COMPLETE_FAULT, name, answer).fails(no_such_fault(world)));
+        }
+    }
+    rows
+}
+
+fn set_fault_eventfd(world: &World) -> Vec<Row> {
+    let set =
+        |name: &str, fd: i32| number(cmd::SET_FAULT_EVENTFD, name, i64::from(fd).cast_unsigned());
+    let mut rows = Vec::new();
+    let mut add = |row: Row| {
+        rows.push(match world.has(ext::FAULTS) {
+            true => row.undo(World::no_fault_eventfd),
+            false => row.fails(Errno::OPNOTSUPP),
+        });
+    };
+    for (name, fd) in closed_fds() {
+        let row = set(name, fd);
+        add(if fd == -1 { row } else { row.fails(Errno::BADF) });
+    }
+    for (name, fd) in &world.no_files {
+        let row = set(name, fd.as_raw_fd());
+        add(if *name == "an eventfd" { row } else { row.fails(Errno::INVAL) });
+    }
+    add(number(cmd::SET_FAULT_EVENTFD, "-1 in 32 bits", u64::from(u32::MAX)));
+    for more in [1_u64 << 32, 1 << 63, 0xffff_fffe_ffff_ffff] {
+        let name = format!("{more:#x}, more than a descriptor has");
+        add(number(cmd::SET_FAULT_EVENTFD, name, more).fails(Errno::BADF));
     }
     rows
 }

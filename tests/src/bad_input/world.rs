@@ -6,7 +6,7 @@ use crate::raw::{
     SHARED, errno_name,
 };
 use anyhow::{Context as _, Result, anyhow, bail};
-use ioasid_uapi::{self as uapi, cmd};
+use ioasid_uapi::{self as uapi, cmd, ext};
 use rustix::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
@@ -82,10 +82,14 @@ pub struct World {
     pub space: u32,
     /// Our IOASID to which nothing was ever attached.
     pub empty: u32,
+    /// Nested on `space`, empty, and without a device now; 0 if the host cannot do that.
+    pub child: u32,
     /// An IOASID of [`Open::Theirs`] whose number we do not have.
     pub foreign: u32,
     /// The device that a row has bound, if it has.
     pub bound: Cell<u32>,
+    /// The fault at which a row has left our device waiting.
+    pub waiting: Cell<u32>,
     /// What our device can be mapped at.
     pub ranges: Vec<uapi::IovaRange>,
     /// A file, a pipe, /dev/null, the node itself: descriptors that are no VFIO group.
@@ -136,8 +140,10 @@ impl World {
             device: 0,
             space: 0,
             empty: 0,
+            child: 0,
             foreign: 0,
             bound: Cell::new(0),
+            waiting: Cell::new(0),
             ranges: Vec::new(),
         };
         world.extensions =
@@ -157,6 +163,14 @@ impl World {
             bail!("IOASID {} of another open is one of ours too", self.foreign);
         }
         self.attach();
+        if self.has(ext::NESTING) {
+            self.child =
+                self.must_value(Open::Ours, cmd::CREATE_NESTING, self.space.into())? as u32;
+            // So that it takes commands from now on.
+            let attachment = uapi::AttachDevice { ioasid: self.child, ..self.attachment() };
+            self.must(cmd::ATTACH_DEVICE, attachment);
+            self.must(cmd::DETACH_DEVICE, attachment);
+        }
         self.ranges = self.permitted_ranges()?;
         self.map(MAPPED, self.shared(), MAPPED_SIZE);
         self.map(SECOND, self.shared() + MAPPED_SIZE, SECOND_SIZE);
@@ -304,7 +318,15 @@ impl World {
             }
         };
         let argsz = uapi::BindDevice::ARGSZ;
-        uapi::BindDevice { argsz, flags, fd, device: 0, cookie: COOKIE, name: name_field(name) }
+        uapi::BindDevice {
+            argsz,
+            flags,
+            fd,
+            device: 0,
+            cookie: COOKIE,
+            name: name_field(name),
+            ..uapi::BindDevice::default()
+        }
     }
 
     fn bind(&self, open: Open, which: usize) -> Result<u32> {
@@ -347,6 +369,64 @@ impl World {
         self.bound.set(self.bind(Open::Ours, 1).expect("the second device can be bound"));
     }
 
+    /// Has the access fail at which our device waits.
+    pub fn fail_fault(&self) {
+        let (argsz, id) = (uapi::CompleteFault::ARGSZ, self.waiting.replace(0));
+        let response = uapi::RESPONSE_FAIL;
+        self.must(cmd::COMPLETE_FAULT, uapi::CompleteFault { argsz, flags: 0, id, response });
+    }
+
+    /// Takes our eventfd for faults away, if there is one.
+    pub fn no_fault_eventfd(&self) {
+        if let Err(errno) = self.value(Open::Ours, cmd::SET_FAULT_EVENTFD, u64::MAX) {
+            panic!("between two rows, {}", self.failure(Open::Ours, cmd::SET_FAULT_EVENTFD, errno));
+        }
+    }
+
+    /// A good BIND_PGTABLE to our child; what is mapped is taken for a table.
+    pub fn bind_pgtable_request(&self) -> uapi::BindPgtable {
+        uapi::BindPgtable {
+            argsz: uapi::BindPgtable::ARGSZ,
+            ioasid: self.child,
+            format: uapi::FORMAT_X86_4LEVEL,
+            addr: MAPPED,
+            addr_width: 48,
+            ..Default::default()
+        }
+    }
+
+    /// A good UNBIND_PGTABLE.
+    pub fn unbind_pgtable_request(&self) -> uapi::BindPgtable {
+        let argsz = uapi::BindPgtable::ARGSZ;
+        uapi::BindPgtable { argsz, ioasid: self.child, ..Default::default() }
+    }
+
+    /// Binds a page table to our child.
+    pub fn bind_pgtable(&self) {
+        self.must(cmd::BIND_PGTABLE, self.bind_pgtable_request());
+    }
+
+    /// Unbinds it.
+    pub fn unbind_pgtable(&self) {
+        self.must(cmd::UNBIND_PGTABLE, self.unbind_pgtable_request());
+    }
+
+    /// A good MAP_DMA in our child, to an address at which the parent maps nothing.
+    pub fn map_child_request(&self) -> uapi::MapDma {
+        uapi::MapDma { ioasid: self.child, ..self.map_request(FREE_IOVA, self.shared(), PAGE) }
+    }
+
+    /// Maps in our child.
+    pub fn map_child(&self) {
+        self.must(cmd::MAP_DMA, self.map_child_request());
+    }
+
+    /// Unmaps there.
+    pub fn unmap_child(&self) {
+        let unmap = self.unmap_request(FREE_IOVA, PAGE);
+        self.must(cmd::UNMAP_DMA, uapi::UnmapDma { ioasid: self.child, ..unmap });
+    }
+
     /// A good MAP_DMA in our IOASID.
     pub fn map_request(&self, iova: u64, vaddr: u64, size: u64) -> uapi::MapDma {
         uapi::MapDma {
@@ -375,7 +455,7 @@ impl World {
     /// A good UNMAP_DMA in our IOASID.
     pub fn unmap_request(&self, iova: u64, size: u64) -> uapi::UnmapDma {
         let argsz = uapi::UnmapDma::ARGSZ;
-        uapi::UnmapDma { argsz, flags: 0, ioasid: self.space, reserved: 0, iova, size }
+        uapi::UnmapDma { argsz, ioasid: self.space, iova, size, ..uapi::UnmapDma::default() }
     }
 
     /// Unmaps in our IOASID.
@@ -423,7 +503,7 @@ impl World {
     pub fn snapshot(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for open in [Open::Ours, Open::Theirs] {
-            for ioasid in [self.space, self.empty, self.foreign] {
+            for ioasid in [self.space, self.empty, self.child, self.foreign] {
                 let mut info = uapi::Info { argsz: uapi::Info::ARGSZ, ioasid, ..empty_info() };
                 let result = self.exchange(open, cmd::GET_INFO, &mut info);
                 lines.push(match result {

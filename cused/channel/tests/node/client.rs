@@ -197,22 +197,15 @@ fn act(words: &[&str], memory: &mut Memory) -> Outcome {
         // The same ioctl on each of several files, all at the same time: how many returned what.
         ["burst", command, argument, ref files @ ..] => {
             let (command, argument) = (number(command), number(argument));
-            let calls: Vec<_> = files
-                .iter()
-                .map(|fd| {
-                    let fd = int(fd);
-                    std::thread::spawn(move || ioctl(fd, command, argument))
-                })
-                .collect();
-            let mut counts = HashMap::<i64, u8>::new();
-            for call in calls {
-                let result = call.join().unwrap().map_or_else(|errno| -i64::from(errno), |v| v.0);
-                *counts.entry(result).or_default() += 1;
-            }
-            // Pairs of a result, as one byte, and its count.
-            let mut pairs: Vec<_> = counts.into_iter().collect();
-            pairs.sort_unstable();
-            Ok((0, pairs.into_iter().flat_map(|(result, n)| [result as i8 as u8, n]).collect()))
+            Ok(at_once(files.iter().map(|fd| {
+                let fd = int(fd);
+                move || ioctl(fd, command, argument)
+            })))
+        }
+        // As many reads at the same time: likewise.
+        ["reads", fd, count] => {
+            let fd = int(fd);
+            Ok(at_once((0..number(count)).map(|_| move || read(fd, 1))))
         }
         ["repeat", fd, command, argument, count] => {
             for _ in 0..number(count) {
@@ -228,14 +221,7 @@ fn act(words: &[&str], memory: &mut Memory) -> Outcome {
             value(ready.into())?;
             Ok((i64::from(poll.revents), Vec::new()))
         }
-        ["read", fd, size] => {
-            let mut buffer = vec![0u8; number(size) as usize];
-            // SAFETY: the buffer is of that size.
-            let count = unsafe { libc::read(int(fd), buffer.as_mut_ptr().cast(), buffer.len()) };
-            let (count, _) = value(count as i64)?;
-            buffer.truncate(count as usize);
-            Ok((count, buffer))
-        }
+        ["read", fd, size] => read(int(fd), number(size) as usize),
         ["write", fd, hex] => {
             let data = from_hex(hex);
             // SAFETY: the data is of that size.
@@ -251,6 +237,31 @@ fn act(words: &[&str], memory: &mut Memory) -> Outcome {
         ["tid"] => Ok((i64::from(rustix::thread::gettid().as_raw_nonzero().get()), Vec::new())),
         _ => panic!("unknown call {words:?}"),
     }
+}
+
+/// Makes all calls in threads of their own. Gives pairs of a result, as one byte, and its count.
+fn at_once<C>(calls: impl Iterator<Item = C>) -> (i64, Vec<u8>)
+where
+    C: FnOnce() -> Outcome + Send + 'static,
+{
+    let calls: Vec<_> = calls.map(std::thread::spawn).collect();
+    let mut counts = HashMap::<i64, u8>::new();
+    for call in calls {
+        let result = call.join().unwrap().map_or_else(|errno| -i64::from(errno), |v| v.0);
+        *counts.entry(result).or_default() += 1;
+    }
+    let mut pairs: Vec<_> = counts.into_iter().collect();
+    pairs.sort_unstable();
+    (0, pairs.into_iter().flat_map(|(result, n)| [result as i8 as u8, n]).collect())
+}
+
+fn read(fd: libc::c_int, size: usize) -> Outcome {
+    let mut buffer = vec![0u8; size];
+    // SAFETY: the buffer is of that size.
+    let count = unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
+    let (count, _) = value(count as i64)?;
+    buffer.truncate(count as usize);
+    Ok((count, buffer))
 }
 
 fn value(result: i64) -> Outcome {

@@ -38,6 +38,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("poll_tells_and_wakes", poll),
         ("reads_and_writes_reach_the_node", read_and_write),
         ("a_blocked_read_is_woken_by_data_and_by_signals", blocked_read),
+        ("parked_reads_occupy_no_thread", parked_reads),
+        ("a_parked_read_ends_by_signals", parked_and_interrupted),
+        ("a_parked_read_that_is_dropped_is_answered", parked_and_dropped),
+        ("parked_reads_of_one_handle_are_limited", parked_limit),
         ("stop_releases_what_is_open_and_takes_the_node_away", stop_with_open_files),
         ("stop_lets_requests_in_progress_finish", stop_in_progress),
         ("stop_interrupts_handlers_that_take_long", stop_interrupts),
@@ -456,6 +460,84 @@ fn blocked_read(transport: Transport) {
     await_that("release", || served.released() == 1);
 }
 
+/// A caller whose read of an open file of its own is parked.
+fn parked_client(served: &Served, handle: u64) -> (Client, i64) {
+    let mut client = Client::new();
+    let file = client.open(&served.path);
+    client.value(format!("ioctl {file} {} 0", command::PARK)).unwrap();
+    client.begin(format!("read {file} 10"));
+    await_that("parking", || served.node.waiting(handle) == 1);
+    (client, file)
+}
+
+fn parked_reads(transport: Transport) {
+    let options = ServeOptions { max_threads: 3, ..ServeOptions::default() };
+    let served = Served::with(transport, options);
+    let mut parked: Vec<_> = (100..108).map(|handle| parked_client(&served, handle).0).collect();
+    // More than there are threads; and all of these are free.
+    let mut other = Client::new();
+    let file = other.open(&served.path);
+    assert_eq!(other.value(format!("repeat {file} {} 1 100", command::SAME)), Ok(100));
+    for (client, handle) in parked.iter_mut().zip(100..) {
+        assert_eq!(client.ends_within(Duration::ZERO), None);
+        served.node.feed(handle, handle as u8);
+        assert_eq!(client.result(), Ok((1, vec![handle as u8])));
+    }
+}
+
+fn parked_and_interrupted(transport: Transport) {
+    let served = Served::new(transport);
+    let mut client = Client::new();
+    let file = client.open(&served.path);
+    client.value(format!("ioctl {file} {} 0", command::PARK)).unwrap();
+    for restart in ["restart", "interrupt"] {
+        client.value(format!("alarm 50 0 {restart}")).unwrap();
+        assert_eq!(client.call(format!("read {file} 10")), Err(libc::EINTR));
+    }
+    // A signal that comes before the read is parked.
+    client.value(format!("ioctl {file} {} 1", command::PARK)).unwrap();
+    client.value("alarm 50 0 interrupt").unwrap();
+    assert_eq!(client.call(format!("read {file} 10")), Err(libc::EINTR));
+    client.value(format!("ioctl {file} {} 0", command::PARK)).unwrap();
+    // And at any moment.
+    client.value("alarm 1 1 interrupt").unwrap();
+    for _ in 0..200 {
+        assert_eq!(client.call(format!("read {file} 10")), Err(libc::EINTR));
+    }
+    client.value("alarm 0 0 interrupt").unwrap();
+    // What comes next is not given to those that are gone.
+    served.node.feed(100, 7);
+    assert_eq!(client.call(format!("read {file} 10")), Ok((1, vec![7])));
+    client.begin(format!("read {file} 10"));
+    await_that("parking", || served.node.waiting(100) == 1);
+    client.kill();
+    assert!(client.is_gone_within(PATIENCE), "the caller cannot be killed");
+    await_that("release", || served.released() == 1);
+}
+
+fn parked_and_dropped(transport: Transport) {
+    let served = Served::new(transport);
+    let (mut client, file) = parked_client(&served, 100);
+    served.node.forget(100);
+    assert_eq!(client.result(), Err(libc::EIO));
+    assert_eq!(client.value(format!("ioctl {file} {} 3", command::SAME)), Ok(3));
+}
+
+fn parked_limit(transport: Transport) {
+    let options = ServeOptions { per_handle_limit: 4, ..ServeOptions::default() };
+    let served = Served::with(transport, options);
+    let mut client = Client::new();
+    let file = client.open(&served.path);
+    client.value(format!("ioctl {file} {} 0", command::PARK)).unwrap();
+    client.begin(format!("reads {file} 10"));
+    await_that("parking", || served.node.waiting(100) == 4);
+    assert_eq!(client.ends_within(Duration::from_millis(100)), None);
+    // Each gets one.
+    (0..4).for_each(|record| served.node.feed(100, record));
+    let (_, results) = client.result().unwrap();
+    assert_eq!((count(&results, 1), count(&results, BUSY)), (4, 6));
+}
+
 /// What a caller may see once the node is gone.
 fn is_gone(errno: i32) -> bool {
     [libc::ENOTCONN, libc::ECONNABORTED, libc::ENODEV].contains(&errno)
@@ -536,6 +618,7 @@ fn stop_with_stuck(transport: Transport) {
 
 fn stop_with_blocked_read(transport: Transport) {
     let mut served = Served::new(transport);
+    let (mut parked, _) = parked_client(&served, 100);
     let mut client = Client::new();
     let file = client.open(&served.path);
     client.begin(format!("read {file} 10"));
@@ -544,8 +627,9 @@ fn stop_with_blocked_read(transport: Transport) {
     served.begin_stop();
     let ended = served.ended();
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-    assert_eq!((ended.released, ended.abandoned), (1, 0));
+    assert_eq!((ended.released, ended.abandoned), (2, 0));
     assert_eq!(client.result(), Err(libc::EINTR));
+    assert_eq!(parked.result(), Err(libc::EINTR));
 }
 
 fn stop_with_stuck_release(transport: Transport) {

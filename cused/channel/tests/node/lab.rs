@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use cuse_channel::{
     Caller, Channel, Context, CuseOptions, Ended, Errno, FuseFileOptions, IoVec, Ioctl, IoctlReply,
-    Node, Notifier, PollHandle, ServeOptions, Server, Stop, WayOut,
+    Node, Notifier, Parked, PollHandle, Read, ReadReply, ServeOptions, Server, Stop, WayOut,
 };
 
 /// How long anything may take before it counts as hanging. Emulated machines are slow.
@@ -54,6 +54,8 @@ pub(crate) mod command {
     pub(crate) const IS_UNRESTRICTED: u64 = 0x540e;
     /// RETRY, whether possible or not.
     pub(crate) const RETRY: u64 = 0x540f;
+    /// From now on reads of the file that wait are parked; with argument 1, once they are interrupted.
+    pub(crate) const PARK: u64 = 0x5412;
 }
 
 /// The node.
@@ -88,6 +90,9 @@ pub(crate) struct Lab {
 struct File {
     records: VecDeque<u8>,
     wake: Option<PollHandle>,
+    parks: bool,
+    parks_late: bool,
+    parked: VecDeque<Parked>,
 }
 
 impl Lab {
@@ -109,10 +114,32 @@ impl Lab {
         let mut files = self.files.lock().unwrap();
         let file = files.get_mut(&handle).unwrap();
         file.records.push_back(record);
+        while let Some(parked) = file.parked.pop_front() {
+            let count = file.records.len().min(parked.size());
+            let records: Vec<u8> = file.records.iter().copied().take(count).collect();
+            if parked.answer(&records).is_ok() {
+                file.records.drain(..count);
+                break;
+            }
+        }
         self.changed.notify_all();
         if let Some(wake) = file.wake.take() {
             self.notifier.get().unwrap().wake(wake).unwrap();
         }
+    }
+}
+
+/// What is parked.
+impl Lab {
+    /// How many reads of a file wait.
+    pub(crate) fn waiting(&self, handle: u64) -> usize {
+        let files = self.files.lock().unwrap();
+        files[&handle].parked.iter().filter(|parked| parked.is_waiting()).count()
+    }
+
+    /// Drops the parked reads of a file without an answer.
+    pub(crate) fn forget(&self, handle: u64) {
+        self.files.lock().unwrap().get_mut(&handle).unwrap().parked.clear();
     }
 }
 
@@ -227,6 +254,12 @@ impl Node for Lab {
                 self.feed(request.fh, request.arg as u8);
                 IoctlReply::value(0)
             }
+            command::PARK => {
+                let mut files = self.files.lock().unwrap();
+                let file = files.get_mut(&request.fh).unwrap();
+                (file.parks, file.parks_late) = (true, request.arg == 1);
+                IoctlReply::value(0)
+            }
             command::GATHER => gather(request, 128 << 10),
             command::GATHER_TOO_MUCH => gather(request, (128 << 10) + 1),
             command::INVERT_16 => match request.input {
@@ -256,26 +289,29 @@ impl Node for Lab {
         events & ready as u32
     }
 
-    fn read(
-        &self,
-        handle: u64,
-        size: usize,
-        nonblock: bool,
-        context: &Context<'_>,
-    ) -> Result<Vec<u8>, Errno> {
+    fn read(&self, request: &Read<'_>) -> ReadReply {
         let mut files = self.files.lock().unwrap();
         loop {
-            let records = &mut files.get_mut(&handle).unwrap().records;
-            if !records.is_empty() {
-                let count = records.len().min(size);
-                return Ok(records.drain(..count).collect());
+            let file = files.get_mut(&request.fh).unwrap();
+            if !file.records.is_empty() {
+                let count = file.records.len().min(request.size);
+                return ReadReply::Data(file.records.drain(..count).collect());
             }
-            if nonblock {
-                return Err(Errno::AGAIN);
+            if request.nonblock {
+                return ReadReply::Error(Errno::AGAIN);
             }
-            if context.interrupt.is_set() {
+            if file.parks && (!file.parks_late || request.interrupt.is_set()) {
+                return match request.park() {
+                    Ok(parked) => {
+                        file.parked.push_back(parked);
+                        ReadReply::Elsewhere
+                    }
+                    Err(errno) => ReadReply::Error(errno),
+                };
+            }
+            if request.interrupt.is_set() {
                 self.interrupted.fetch_add(1, Ordering::SeqCst);
-                return Err(Errno::INTR);
+                return ReadReply::Error(Errno::INTR);
             }
             files = self.changed.wait(files).unwrap();
         }

@@ -13,10 +13,14 @@ use ioasid::Prot;
 use rustix::io::Errno;
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode, opcode};
 use vfio_bindings::bindings::vfio::{
-    VFIO_BASE, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL,
-    VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_INFO_PGSIZES, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE,
-    VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_REGION_INFO_FLAG_MMAP, VFIO_TYPE, VFIO_TYPE1v2_IOMMU,
-    vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_region_info,
+    VFIO_BASE, VFIO_DMA_CC_IOMMU, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE,
+    VFIO_DMA_UNMAP_FLAG_ALL, VFIO_GROUP_FLAGS_CONTAINER_SET,
+    VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, VFIO_IOMMU_DIRTY_PAGES_FLAG_START,
+    VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_INFO_PGSIZES,
+    VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL,
+    VFIO_REGION_INFO_FLAG_MMAP, VFIO_TYPE, VFIO_TYPE1v2_IOMMU, vfio_group_status,
+    vfio_iommu_type1_dirty_bitmap, vfio_iommu_type1_dirty_bitmap_get, vfio_iommu_type1_dma_map,
+    vfio_iommu_type1_dma_unmap, vfio_region_info,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -27,7 +31,9 @@ const fn number(nr: u32) -> Opcode {
     opcode::none(VFIO_TYPE, (VFIO_BASE + nr) as u8)
 }
 
+const CHECK_EXTENSION: Opcode = number(1);
 const SET_IOMMU: Opcode = number(2);
+const GROUP_GET_STATUS: Opcode = number(3);
 const GROUP_SET_CONTAINER: Opcode = number(4);
 const GROUP_UNSET_CONTAINER: Opcode = number(5);
 const GROUP_GET_DEVICE_FD: Opcode = number(6);
@@ -36,6 +42,7 @@ const IOMMU_GET_INFO: Opcode = number(12);
 /// VFIO_IOMMU_MAP_DMA, for a caller that is led through it.
 pub(super) const IOMMU_MAP_DMA: Opcode = number(13);
 const IOMMU_UNMAP_DMA: Opcode = number(14);
+const IOMMU_DIRTY_PAGES: Opcode = number(17);
 
 /// A VFIO ioctl with an argument that the kernel reads, and for some commands writes.
 struct Command<'a, T: ?Sized>(Opcode, &'a mut T);
@@ -78,6 +85,44 @@ unsafe impl Ioctl for Number {
     unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> rustix::io::Result<()> {
         Ok(())
     }
+}
+
+/// A VFIO ioctl that answers with its result.
+struct Question(Number);
+
+// SAFETY: as for the number inside.
+unsafe impl Ioctl for Question {
+    type Output = i32;
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        self.0.opcode()
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        self.0.as_ptr()
+    }
+
+    unsafe fn output_from_ptr(result: IoctlOutput, _: *mut c_void) -> rustix::io::Result<i32> {
+        Ok(result)
+    }
+}
+
+/// VFIO_CHECK_EXTENSION: whether DMA of the container's devices is always coherent with caches.
+pub(super) fn is_coherent(container: &OwnedFd) -> bool {
+    let question = Question(Number(CHECK_EXTENSION, VFIO_DMA_CC_IOMMU as usize));
+    // SAFETY: the command takes the extension by value.
+    unsafe { ioctl::ioctl(container, question) }.is_ok_and(|answer| answer > 0)
+}
+
+/// VFIO_GROUP_GET_STATUS: whether the group is in a container, anybody's.
+pub(super) fn has_container(group: &OwnedFd) -> Result<bool, Errno> {
+    let mut status =
+        vfio_group_status { argsz: size_of::<vfio_group_status>() as u32, ..Default::default() };
+    // SAFETY: the argument is the structure of this command with its true size, and lives
+    // through the call.
+    unsafe { ioctl::ioctl(group, Command(GROUP_GET_STATUS, &mut status))? };
+    Ok(status.flags & VFIO_GROUP_FLAGS_CONTAINER_SET != 0)
 }
 
 /// VFIO_GROUP_SET_CONTAINER.
@@ -282,6 +327,62 @@ fn parse_ranges(body: &[u8]) -> Option<Vec<(u64, u64)>> {
         rest = behind;
     }
     Some(ranges)
+}
+
+/// The argument of VFIO_IOMMU_DIRTY_PAGES: `struct vfio_iommu_type1_dirty_bitmap`, and behind it
+/// `struct vfio_iommu_type1_dirty_bitmap_get`.
+#[repr(C)]
+struct DirtyPages {
+    argsz: u32,
+    flags: u32,
+    iova: u64,
+    size: u64,
+    page: u64,
+    bitmap_size: u64,
+    bitmap: u64,
+}
+
+const _: () = assert!(
+    size_of::<DirtyPages>()
+        == size_of::<vfio_iommu_type1_dirty_bitmap>()
+            + size_of::<vfio_iommu_type1_dirty_bitmap_get>()
+);
+
+/// VFIO_IOMMU_DIRTY_PAGES: begins or ends tracking.
+pub(super) fn track_dirty(container: &OwnedFd, on: bool) -> Result<(), Errno> {
+    let flags = match on {
+        true => VFIO_IOMMU_DIRTY_PAGES_FLAG_START,
+        false => VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP,
+    };
+    // The header's size: without a bitmap, nothing follows it.
+    let argsz = size_of::<vfio_iommu_type1_dirty_bitmap>() as u32;
+    let mut pages =
+        DirtyPages { argsz, flags, iova: 0, size: 0, page: 0, bitmap_size: 0, bitmap: 0 };
+    // SAFETY: the argument is at least the structure of this command and lives through the call.
+    unsafe { ioctl::ioctl(container, Command(IOMMU_DIRTY_PAGES, &mut pages)) }
+}
+
+/// VFIO_IOMMU_DIRTY_PAGES: which of the pages of `page` bytes from `iova` on were written.
+pub(super) fn dirty_bitmap(
+    container: &OwnedFd,
+    iova: u64,
+    size: u64,
+    page: u64,
+    bitmap: &mut [u64],
+) -> Result<(), Errno> {
+    debug_assert!((size / page).div_ceil(64) <= bitmap.len() as u64);
+    let mut pages = DirtyPages {
+        argsz: size_of::<DirtyPages>() as u32,
+        flags: VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
+        iova,
+        size,
+        page,
+        bitmap_size: size_of_val(bitmap) as u64,
+        bitmap: bitmap.as_mut_ptr().expose_provenance() as u64,
+    };
+    // SAFETY: the argument is the structure of this command with its true size; the kernel writes
+    // at most bitmap_size bytes to the bitmap. Both live through the call.
+    unsafe { ioctl::ioctl(container, Command(IOMMU_DIRTY_PAGES, &mut pages)) }
 }
 
 #[cfg(test)]
