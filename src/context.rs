@@ -273,7 +273,7 @@ impl Context {
     ///
     /// # Errors
     /// What one of them would give; [`Error::OutsideRegistered`] also for memory that is not
-    /// registered where nothing is, and [`Error::NoChild`] never.
+    /// registered where nothing is. The IOASID is no child.
     pub fn plan_map_registered(
         &self,
         ioasid: Ioasid,

@@ -203,16 +203,6 @@ impl Context {
         }
     }
 
-    /// What the translations of an I/O address space lead to: the memory of what it maps or, if it is
-    /// a child, of what its parents map there. A piece of memory may come up several times.
-    ///
-    /// # Errors
-    /// [`Error::NoIoasid`].
-    pub fn memories(&self, ioasid: Ioasid) -> Result<impl Iterator<Item = MemoryId>, Error> {
-        self.space(ioasid)?;
-        Ok(self.contents(ioasid, Range::ALL).map(|entry| entry.memory))
-    }
-
     /// The groups with a device that is attached to an I/O address space; their tables show it, or one
     /// that is nested on it.
     pub fn groups(&self, ioasid: Ioasid) -> impl Iterator<Item = GroupId> {

@@ -234,8 +234,7 @@ impl<'a> Command<'a, '_, '_> {
     fn map_dma(&mut self, arg: u64) -> Done {
         let map: uapi::MapDma = self.memory.structure(arg)?;
         let uapi::MapDma { flags, fd, vaddr, iova, size, .. } = map;
-        let mapping = Mapping { flags, fd, vaddr, iova, size };
-        mapping.check()?;
+        let mapping = Mapping::new(flags, fd, (vaddr, iova, size))?;
         let ioasid = map.ioasid.try_into()?;
         self.map_once(ioasid, &mapping)
     }
@@ -256,7 +255,6 @@ impl<'a> Command<'a, '_, '_> {
 
     /// Makes one mapping.
     fn map(&mut self, turn: &Turn<'_>, ioasid: Ioasid, map: &Mapping) -> Result<(), Stop> {
-        map.check()?;
         let is_file = map.flags & uapi::MAP_FILE != 0;
         let read = map.flags & uapi::MAP_READ != 0;
         let write = map.flags & uapi::MAP_WRITE != 0;
@@ -435,17 +433,9 @@ impl<'a> Command<'a, '_, '_> {
         if dirty && unmap.flags & uapi::UNMAP_ALL != 0 {
             return refuse_invalid("IOASID_UNMAP_DIRTY and IOASID_UNMAP_ALL exclude each other");
         }
-        let what = match unmap.flags & uapi::UNMAP_ALL != 0 {
-            false => Unmap::Range { iova: unmap.iova, size: unmap.size },
-            true => Unmap::All,
-        };
         let ioasid = unmap.ioasid.try_into()?;
         let turn = self.turn(&[Claim::Space(ioasid)])?;
-        if what == Unmap::All && (unmap.iova, unmap.size) != (0, 0) {
-            // Ids and states are spoken of first.
-            drop(self.context.state().engine.plan_unmap(ioasid, what)?);
-            return refuse_invalid("IOASID_UNMAP_ALL unmaps everything: iova and size must be 0");
-        }
+        let what = self.what_to_unmap(ioasid, unmap.flags, (unmap.iova, unmap.size))?;
         let bitmap;
         (unmap.size, bitmap) = match dirty {
             false => (self.unmap(&turn, ioasid, what)?, None),
@@ -461,6 +451,25 @@ impl<'a> Command<'a, '_, '_> {
             self.memory.write(place, bits.as_bytes())?;
         }
         Ok(0)
+    }
+
+    /// What flags and range ask for.
+    fn what_to_unmap(
+        &self,
+        ioasid: Ioasid,
+        flags: u32,
+        (iova, size): (u64, u64),
+    ) -> Result<Unmap, Failure> {
+        match flags & uapi::UNMAP_ALL != 0 {
+            false => Ok(Unmap::Range { iova, size }),
+            true if (iova, size) == (0, 0) => Ok(Unmap::All),
+            true => {
+                // Ids and states are spoken of first.
+                drop(self.context.state().engine.plan_unmap(ioasid, Unmap::All)?);
+                let why = "IOASID_UNMAP_ALL unmaps everything: iova and size must be 0";
+                Err(Failure::invalid(why))
+            }
+        }
     }
 
     /// Unmaps; says how many bytes.
@@ -854,12 +863,12 @@ struct Mapping {
 }
 
 impl Mapping {
-    /// Whether flags and descriptor fit.
-    fn check(&self) -> Result<(), Failure> {
-        known_flags(self.flags, uapi::MAP_READ | uapi::MAP_WRITE | uapi::MAP_FILE)?;
-        match self.flags & uapi::MAP_FILE == 0 && self.fd != 0 {
+    /// One whose flags and descriptor fit.
+    fn new(flags: u32, fd: i32, (vaddr, iova, size): (u64, u64, u64)) -> Result<Self, Failure> {
+        known_flags(flags, uapi::MAP_READ | uapi::MAP_WRITE | uapi::MAP_FILE)?;
+        match flags & uapi::MAP_FILE == 0 && fd != 0 {
             true => Err(Failure::invalid("fd is set, but not IOASID_MAP_FILE: it must then be 0")),
-            false => Ok(()),
+            false => Ok(Self { flags, fd, vaddr, iova, size }),
         }
     }
 }

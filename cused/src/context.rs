@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use cuse_channel::Notifier;
 use ioasid::{
-    Change, Contents, DeviceId, Entry, ExecuteError, GroupId, Ioasid, Limits, MemoryId, Outcome,
-    Owner, Plan, Range,
+    Contents, DeviceId, Entry, ExecuteError, GroupId, Ioasid, Limits, MemoryId, Outcome, Owner,
+    Plan, Range,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustc_hash::FxHashMap;
@@ -378,23 +378,6 @@ impl State {
     /// The tables that show an I/O address space, or one that is nested on it.
     pub fn tables_of(&self, ioasid: Ioasid) -> Vec<SharedTable> {
         self.engine.groups(ioasid).filter_map(|group| self.tables.get(&group).cloned()).collect()
-    }
-
-    /// Whether a plan has private memory of a program entered in a table that pins what it holds.
-    pub fn pins_private(&self, plan: &Plan) -> bool {
-        let pins = |group| self.tables.get(&group).is_some_and(|table| table.lock().pins());
-        let is_private = |memory| {
-            let known = self.memories.get(&memory);
-            known.is_some_and(|memory| memory.backing.programs().next().is_some())
-        };
-        plan.changes().iter().any(|change| match *change {
-            Change::Map { group, entry } => is_private(entry.memory) && pins(group),
-            Change::Fill { group, ioasid } => {
-                let mut memories = self.engine.memories(ioasid).into_iter().flatten();
-                pins(group) && memories.any(is_private)
-            }
-            Change::Unmap { .. } | Change::Clear { .. } => false,
-        })
     }
 
     /// What the open is as a VFIO container, if it is one, and the program has not freed its IOASID.

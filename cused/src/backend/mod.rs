@@ -151,6 +151,18 @@ pub fn refuse_mixed() -> Failure {
     Failure::invalid("a simulated device cannot share the I/O page table of a real one")
 }
 
+/// Private memory is pinned by a thread of its own program, or not at all.
+pub fn refuse_foreign(owner: &Process) -> Failure {
+    Failure::new(
+        Errno::FAULT,
+        format!(
+            "private memory of process {} can be mapped for another device by that process alone{}",
+            owner.id(),
+            if owner.is_alive() { "" } else { ", and it has ended" }
+        ),
+    )
+}
+
 /// How far a command has got that works on tables, bytes.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -207,15 +219,7 @@ impl<'l> Effort<'_, 'l> {
     pub fn lead(&mut self, process: &Arc<Process>) -> Result<&mut Led<'l>, Failure> {
         match &mut self.led {
             Some(led) if Arc::ptr_eq(led.process(), process) => Ok(led),
-            _ => Err(Failure::new(
-                Errno::FAULT,
-                format!(
-                    "private memory of process {} can be mapped for another device by that process \
-                     alone{}",
-                    process.id(),
-                    if process.is_alive() { "" } else { ", and it has ended" }
-                ),
-            )),
+            _ => Err(refuse_foreign(process)),
         }
     }
 }

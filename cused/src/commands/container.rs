@@ -396,7 +396,7 @@ impl<'a> Command<'a, '_, '_> {
         if flags & VFIO_DMA_MAP_FLAG_WRITE != 0 {
             rights |= uapi::MAP_WRITE;
         }
-        let mapping = Mapping { flags: rights, fd: 0, vaddr, iova, size };
+        let mapping = Mapping::new(rights, 0, (vaddr, iova, size))?;
         self.map_once(container.ioasid, &mapping).map_err(|stop| match stop {
             Stop::Refuse(failure) => {
                 let found = self.conflict(container.ioasid, &mapping, failure.errno);

@@ -14,6 +14,7 @@ use super::{
     Command, Done, by_value, known_flags, no_wrap, pasid, refuse_invalid, reserved, result,
 };
 use crate::argument::Stop;
+use crate::backend::refuse_foreign;
 use crate::context::{Claim, Context, State, Turn};
 use crate::failure::Failure;
 use crate::memory::{Backing, Reach};
@@ -122,7 +123,7 @@ impl Command<'_, '_, '_> {
             let process = self.process_of(tid)?;
             let others = wanted.iter().find(|owner| !Arc::ptr_eq(owner, &process));
             if let Some(other) = others {
-                return Err(not_yours(other).into());
+                return Err(refuse_foreign(other).into());
             }
             if !wanted.is_empty() || held.iter().any(|owner| Arc::ptr_eq(owner, &process)) {
                 turn.leads(&process);
@@ -237,17 +238,6 @@ impl Pinned {
         };
         Self { wanted: programs(wanted), held: programs(held) }
     }
-}
-
-fn not_yours(owner: &Process) -> Failure {
-    Failure::new(
-        Errno::FAULT,
-        format!(
-            "private memory of process {} can be mapped for another device by that process alone{}",
-            owner.id(),
-            if owner.is_alive() { "" } else { ", and it has ended" }
-        ),
-    )
 }
 
 fn root(table: &uapi::BindPgtable) -> Result<Root, Failure> {

@@ -1,6 +1,6 @@
 //! IOASID_VECTOR: many maps and unmaps of one I/O address space in one call.
 
-use ioasid::{Ioasid, Map, MapKind, MemoryId, Prot, Unmap};
+use ioasid::{Ioasid, Map, MapKind, MemoryId, Prot};
 use ioasid_uapi as uapi;
 use zerocopy::IntoBytes as _;
 
@@ -118,7 +118,7 @@ impl Command<'_, '_, '_> {
         let &uapi::Op { flags, fd, vaddr, iova, size, .. } = op;
         match op.op {
             uapi::OP_MAP => {
-                let mapping = Mapping { flags, fd, vaddr, iova, size };
+                let mapping = Mapping::new(flags, fd, (vaddr, iova, size))?;
                 self.map(turn, ioasid, &mapping)
             }
             uapi::OP_UNMAP => {
@@ -128,7 +128,8 @@ impl Command<'_, '_, '_> {
                     );
                 }
                 known_flags(flags, uapi::UNMAP_ALL)?;
-                self.unmap(turn, ioasid, unmap_of(flags, iova, size)?).map(drop)
+                let what = self.what_to_unmap(ioasid, flags, (iova, size))?;
+                self.unmap(turn, ioasid, what).map(drop)
             }
             other => {
                 Err(Failure::invalid(format!("{other} is no operation: see IOASID_OP_*")).into())
@@ -146,14 +147,4 @@ fn registered_run(ops: &[uapi::Op]) -> &[uapi::Op] {
     };
     let len = ops.iter().position(|op| !is_plain(op)).unwrap_or(ops.len());
     &ops[..len]
-}
-
-fn unmap_of(flags: u32, iova: u64, size: u64) -> Result<Unmap, Failure> {
-    match flags & uapi::UNMAP_ALL != 0 {
-        false => Ok(Unmap::Range { iova, size }),
-        true if (iova, size) == (0, 0) => Ok(Unmap::All),
-        true => {
-            Err(Failure::invalid("IOASID_UNMAP_ALL unmaps everything: iova and size must be 0"))
-        }
-    }
 }
