@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ioasid::pgtable::Format;
 use ioasid::pgtable::pasid::PasidFormat;
+use ioasid_client::errno;
 use ioasid_uapi::{
     BindPasidTable, BindPgtable, DEVICE_ATTACHED, DEVICE_SIMULATED, DEVICE_VFIO, INFO_DIRTY,
     INFO_MAP_DMA, INFO_NESTING, INFO_PASID_TABLE, INFO_SHADOW, INFO_SIMULATED, INFO_TRACKING, Info,
@@ -18,7 +19,7 @@ use crate::node::{Bitmap, DeviceId, Ioasid, Node, Place, Range, open_file};
 use crate::number::number;
 use crate::progress::Watch;
 use crate::report::{Failure, Output, wide};
-use crate::{dma, doctor, errno, faults, memory, raw, vector};
+use crate::{dma, doctor, faults, memory, raw, vector};
 
 /// The extensions by the names of the header, without `IOASID_EXT_`.
 pub(crate) const EXTENSIONS: &[(&str, u64)] = &[

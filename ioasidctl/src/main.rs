@@ -10,7 +10,6 @@ mod cli;
 mod commands;
 mod dma;
 mod doctor;
-mod errno;
 mod faults;
 mod memory;
 mod node;

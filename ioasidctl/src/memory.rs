@@ -8,10 +8,10 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use crate::cli::{ByDescriptor, Source};
-use crate::errno;
 use crate::node::open_file;
 use crate::report::Failure;
 use crate::sys::{self, Memory, Protection};
+use ioasid_client::errno;
 
 /// An address and a size for the node, and what has to live while they are used.
 #[derive(Debug)]

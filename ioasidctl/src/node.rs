@@ -7,19 +7,20 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
+use ioasid_client::call::{self, Argument, LastError};
+use ioasid_client::errno::{self, why_not_opened};
 use ioasid_uapi::{
     ATTACH_USER_PASID, AttachDevice, BIND_SHARE, BIND_SIMULATED, BIND_VFIO_GROUP, BindDevice,
     BindPasidTable, BindPgtable, CompleteFault, DIRTY_PAGES_MAX, DIRTY_READ, DIRTY_START,
-    DIRTY_STOP, DeviceInfo, Dirty, ERROR_ANY_THREAD, ErrorInfo, Fault, INVALIDATE_ALL, Info,
-    InvalidateCache, IovaRange, MAP_FILE, MapDma, NAME_LEN, Op, RegisterMemory, SIM_DMA_CONTINUE,
-    SIM_DMA_PASID, SIM_DMA_RECOVERABLE, SimDma, UNMAP_ALL, UNMAP_DIRTY, UnmapDma, Vector, cmd,
+    DIRTY_STOP, DeviceInfo, Dirty, ERROR_ANY_THREAD, Fault, INVALIDATE_ALL, Info, InvalidateCache,
+    IovaRange, MAP_FILE, MapDma, NAME_LEN, Op, RegisterMemory, SIM_DMA_CONTINUE, SIM_DMA_PASID,
+    SIM_DMA_RECOVERABLE, SimDma, UNMAP_ALL, UNMAP_DIRTY, UnmapDma, Vector, cmd,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
-use crate::errno;
 use crate::progress::Work;
 use crate::report::{Failure, Refusal};
 use crate::sys::{self, RawArgument};
@@ -109,17 +110,6 @@ pub(crate) struct Reached {
     pub(crate) done: u64,
     /// The fault with which the device waits, 0 for none.
     pub(crate) fault: u32,
-}
-
-/// The last failure that the node remembers.
-#[derive(Debug)]
-pub(crate) struct LastError {
-    /// The ioctl number.
-    pub(crate) command: u32,
-    /// What it gave.
-    pub(crate) errno: Errno,
-    /// Why.
-    pub(crate) text: String,
 }
 
 enum Descriptor {
@@ -212,11 +202,11 @@ impl Node {
     }
 
     fn by_value(&self, command: u32, value: u64) -> Result<u32> {
-        self.explain(command, sys::by_value(self.fd(), command, value))
+        self.explain(command, call::by_value(self.fd(), command, value))
     }
 
-    fn structure<T: sys::Argument>(&self, command: u32, argument: &mut T) -> Result<u32> {
-        self.explain(command, sys::structure(self.fd(), command, argument))
+    fn structure<T: Argument>(&self, command: u32, argument: &mut T) -> Result<u32> {
+        self.explain(command, call::structure(self.fd(), command, argument))
     }
 
     /// CHECK_EXTENSION.
@@ -569,24 +559,7 @@ impl Node {
     }
 
     fn last_error(&self, flags: u32) -> std::result::Result<LastError, Errno> {
-        let mut text = vec![0; 256];
-        loop {
-            let mut error = ErrorInfo { argsz: ErrorInfo::ARGSZ, flags, ..ErrorInfo::default() };
-            match sys::get_error(self.fd(), &mut error, &mut text) {
-                Ok(_) => {
-                    let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
-                    return Ok(LastError {
-                        command: error.command,
-                        errno: Errno::from_raw_os_error(error.error as i32),
-                        text: String::from_utf8_lossy(&text[..end]).into_owned(),
-                    });
-                }
-                Err(Errno::MSGSIZE) if error.text_len as usize > text.len() => {
-                    text.resize(error.text_len as usize, 0);
-                }
-                Err(errno) => return Err(errno),
-            }
-        }
+        call::last_error(self.fd(), flags)
     }
 
     /// Any command with any argument. The outer error is for an argument that was not sent.
@@ -632,24 +605,6 @@ fn dma(device: DeviceId, iova: u64, manner: Manner) -> SimDma {
 fn reached(dma: &SimDma, manner: Manner) -> Reached {
     let waits = manner.recoverable && dma.done < dma.size;
     Reached { done: dma.done, fault: if waits { dma.fault } else { 0 } }
-}
-
-/// What an errno of open, or of a node whose daemon is gone, means to who called.
-pub(crate) fn why_not_opened(errno: Errno) -> String {
-    let reason = match errno {
-        Errno::NOENT => "there is no such node: is the daemon running? (try: ioasidctl doctor)",
-        Errno::ACCESS | Errno::PERM => {
-            "you may not open it; its owner and mode are a udev rule's matter \
-             (try: ioasidctl doctor)"
-        }
-        Errno::NODEV | Errno::NXIO | Errno::NOTCONN | Errno::CONNABORTED => {
-            "the daemon behind it is gone, and what was mapped with it; open it again once the \
-             daemon runs"
-        }
-        Errno::ISDIR => "it is a directory, not the node",
-        _ => "it cannot be opened",
-    };
-    format!("{}: {reason}", errno::name(errno))
 }
 
 /// Opens a file for mapping or for reading and writing data.

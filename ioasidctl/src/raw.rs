@@ -253,7 +253,7 @@ impl Outputs {
 mod tests {
     use super::*;
     use crate::cli::Bytes;
-    use crate::sys::BY_VALUE;
+    use ioasid_client::call::BY_VALUE;
     use ioasid_uapi::{MapDma, SimDma};
     use zerocopy::FromBytes;
 

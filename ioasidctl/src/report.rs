@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::errno;
 use crate::memory::Lent;
+use ioasid_client::errno;
 use rustix::io::Errno;
 
 /// The result of a subcommand that worked.

@@ -3,14 +3,10 @@
 //! This is the only module with `unsafe`. What it owns is the argument why each call touches
 //! no memory but what it was lent; which commands exist and what they mean is `node`'s.
 //!
-//! The argument. A command reads and writes (1) the structure that its argument points to, of
-//! the size that the contract gives it, and (2) for some commands, a buffer whose address and
-//! size the structure names. (1) is tied to the type by [`Argument`]. For (2) there is a function
-//! for each of those commands, which fills in address and size from a slice that it holds for
-//! the whole call. Other addresses in structures are of memory that a *device* may reach later:
-//! [`Memory`], of which this process never makes a reference, as of no file that it names. A
-//! descriptor that is not `/dev/ioasid` changes nothing in this: the numbers are answered with
-//! ENOTTY by all other drivers, among them VFIO and iommufd, which share the ioctl type.
+//! The argument is that of [`ioasid_client::call`], with a function here for each command that
+//! takes the address of a buffer. Other addresses in structures are of memory that a *device* may
+//! reach later: [`Memory`], of which this process never makes a reference, as of no file that it
+//! names.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -19,15 +15,12 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::ptr;
 
+use ioasid_client::call::{BY_VALUE, address, ioctl};
 use ioasid_uapi::{
-    AttachDevice, BindDevice, BindPasidTable, BindPgtable, CompleteFault, DeviceInfo, Dirty,
-    ErrorInfo, Info, InvalidateCache, IovaRange, MapDma, Op, RegisterMemory, SIM_DMA_READ,
-    SIM_DMA_WRITE, SimDma, UnmapDma, Vector, cmd,
+    Dirty, Info, IovaRange, Op, SIM_DMA_READ, SIM_DMA_WRITE, SimDma, UnmapDma, Vector, cmd,
 };
 use rustix::io::Errno;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
-use zerocopy::{FromBytes, IntoBytes};
 
 /// A descriptor that this process inherited, for instance from the shell that started it.
 ///
@@ -43,76 +36,6 @@ pub(crate) fn inherited(fd: RawFd) -> Result<BorrowedFd<'static>, Errno> {
     Ok(fd)
 }
 
-/// A structure that some commands take.
-///
-/// # Safety
-///
-/// Each of `COMMANDS` must read and write no memory of the calling process except the structure
-/// itself, within its size.
-pub(crate) unsafe trait Argument: FromBytes + IntoBytes {
-    /// The commands that take it.
-    const COMMANDS: &'static [u32];
-}
-
-macro_rules! arguments {
-    ($($structure:ty: $($command:ident)*;)*) => {
-        // SAFETY: the header gives these commands this structure, and none of them has an output
-        // that is written elsewhere.
-        $(unsafe impl Argument for $structure {
-            const COMMANDS: &'static [u32] = &[$(cmd::$command),*];
-        })*
-    };
-}
-
-arguments! {
-    RegisterMemory: REGISTER_MEMORY UNREGISTER_MEMORY;
-    MapDma: MAP_DMA;
-    BindPgtable: BIND_PGTABLE UNBIND_PGTABLE;
-    BindPasidTable: BIND_PASID_TABLE UNBIND_PASID_TABLE;
-    InvalidateCache: INVALIDATE_CACHE;
-    BindDevice: BIND_DEVICE;
-    AttachDevice: ATTACH_DEVICE DETACH_DEVICE;
-    DeviceInfo: GET_DEVICE_INFO;
-    CompleteFault: COMPLETE_FAULT;
-}
-
-/// The commands whose argument is a number.
-pub(crate) const BY_VALUE: &[u32] = &[
-    cmd::CHECK_EXTENSION,
-    cmd::ALLOC,
-    cmd::FREE,
-    cmd::CREATE_NESTING,
-    cmd::UNBIND_DEVICE,
-    cmd::SET_FAULT_EVENTFD,
-];
-
-/// Makes a command that takes a number.
-///
-/// # Panics
-///
-/// If the command is none of [`BY_VALUE`].
-pub(crate) fn by_value(fd: BorrowedFd<'_>, command: u32, value: u64) -> Result<u32, Errno> {
-    assert!(BY_VALUE.contains(&command), "command {command:#x} takes no number");
-    // SAFETY: these commands do not take their argument for an address.
-    unsafe { ioctl(fd, command, ptr::without_provenance_mut(value as usize)) }
-}
-
-/// Makes a command that takes a structure; its outputs are in `argument` afterwards.
-///
-/// # Panics
-///
-/// If the command takes another structure.
-pub(crate) fn structure<T: Argument>(
-    fd: BorrowedFd<'_>,
-    command: u32,
-    argument: &mut T,
-) -> Result<u32, Errno> {
-    assert!(T::COMMANDS.contains(&command), "command {command:#x} takes another structure");
-    // SAFETY: `Argument` says that the command stays within the structure, which is lent to
-    // this call mutably and may hold any bytes afterwards (FromBytes).
-    unsafe { ioctl(fd, command, ptr::from_mut(argument).cast()) }
-}
-
 /// GET_INFO, with room for `ranges`; sets the fields `ranges` and `nr_ranges`.
 pub(crate) fn get_info(
     fd: BorrowedFd<'_>,
@@ -124,19 +47,6 @@ pub(crate) fn get_info(
     // SAFETY: the command writes the structure and at most `nr_ranges` entries at `ranges`; both
     // are lent to this call mutably.
     unsafe { ioctl(fd, cmd::GET_INFO, ptr::from_mut(info).cast()) }
-}
-
-/// GET_ERROR, with room for `text`; sets the fields `text` and `text_len`.
-pub(crate) fn get_error(
-    fd: BorrowedFd<'_>,
-    error: &mut ErrorInfo,
-    text: &mut [u8],
-) -> Result<u32, Errno> {
-    error.text = address(text);
-    error.text_len = text.len() as u32;
-    // SAFETY: the command writes the structure and at most `text_len` bytes at `text`; both are
-    // lent to this call mutably.
-    unsafe { ioctl(fd, cmd::GET_ERROR, ptr::from_mut(error).cast()) }
 }
 
 /// UNMAP_DMA; sets the fields `bitmap` and `bitmap_size`, to zero if there is no `bitmap`.
@@ -200,10 +110,6 @@ pub(crate) fn sim_dma_write(
     // SAFETY: the command writes the structure and reads at most `size` bytes at `data`; both are
     // lent to this call, the structure mutably.
     unsafe { ioctl(fd, cmd::SIM_DMA, ptr::from_mut(dma).cast()) }
-}
-
-fn address<T>(slice: &mut [T]) -> u64 {
-    if slice.is_empty() { 0 } else { slice.as_mut_ptr().expose_provenance() as u64 }
 }
 
 /// What [`raw`] gives a command.
@@ -270,40 +176,6 @@ fn is_ours(address: u64) -> Result<bool, Errno> {
             None => true,
         }
     }))
-}
-
-/// An ioctl whose number and argument are known only at run time.
-struct Call {
-    command: u32,
-    argument: *mut c_void,
-}
-
-// SAFETY: the opcode is what the caller of `ioctl` below vouches for; the call may change memory,
-// so IS_MUTATING is true; the output is the return value, and nothing is read through the pointer.
-unsafe impl Ioctl for Call {
-    type Output = u32;
-
-    const IS_MUTATING: bool = true;
-
-    fn opcode(&self) -> Opcode {
-        self.command as Opcode
-    }
-
-    fn as_ptr(&mut self) -> *mut c_void {
-        self.argument
-    }
-
-    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<u32> {
-        Ok(out as u32)
-    }
-}
-
-/// # Safety
-///
-/// The command may read and write only memory that the caller lends it, given this argument.
-unsafe fn ioctl(fd: BorrowedFd<'_>, command: u32, argument: *mut c_void) -> Result<u32, Errno> {
-    // SAFETY: the caller's promise, and see `impl Ioctl for Call`.
-    unsafe { rustix::ioctl::ioctl(fd, Call { command, argument }) }
 }
 
 /// How this process may use [`Memory`].

@@ -16,7 +16,7 @@ const NAMES: &[(Errno, &str)] = names! {
 };
 
 /// The name of an errno as C spells it, or its number.
-pub(crate) fn name(errno: Errno) -> String {
+pub fn name(errno: Errno) -> String {
     match errno {
         // Two that rustix spells in another way.
         Errno::ACCESS => "EACCES".into(),
@@ -29,12 +29,30 @@ pub(crate) fn name(errno: Errno) -> String {
 }
 
 /// The C library's sentence for an errno, without the number that the standard library appends.
-pub(crate) fn sentence(errno: Errno) -> String {
+pub fn sentence(errno: Errno) -> String {
     let text = std::io::Error::from(errno).to_string();
     match text.split_once(" (os error") {
         Some((sentence, _)) => sentence.to_lowercase(),
         None => text,
     }
+}
+
+/// What an errno of open, or of a node whose daemon is gone, means to who called.
+pub fn why_not_opened(errno: Errno) -> String {
+    let reason = match errno {
+        Errno::NOENT => "there is no such node: is the daemon running? (try: ioasidctl doctor)",
+        Errno::ACCESS | Errno::PERM => {
+            "you may not open it; its owner and mode are a udev rule's matter \
+             (try: ioasidctl doctor)"
+        }
+        Errno::NODEV | Errno::NXIO | Errno::NOTCONN | Errno::CONNABORTED => {
+            "the daemon behind it is gone, and what was mapped with it; open it again once the \
+             daemon runs"
+        }
+        Errno::ISDIR => "it is a directory, not the node",
+        _ => "it cannot be opened",
+    };
+    format!("{}: {reason}", name(errno))
 }
 
 #[cfg(test)]
