@@ -1,0 +1,3 @@
+module ioasid.test/rfc-flows
+
+go 1.19
