@@ -171,7 +171,19 @@ impl Context {
     /// # Errors
     /// [`Error::NoIoasid`].
     pub fn mappings(&self, ioasid: Ioasid) -> Result<impl Iterator<Item = MappingInfo>, Error> {
-        let mappings = self.space(ioasid)?.iter(Range::ALL);
+        self.mappings_in(ioasid, Range::ALL)
+    }
+
+    /// The same of those that begin in `range`.
+    ///
+    /// # Errors
+    /// [`Error::NoIoasid`].
+    pub fn mappings_in(
+        &self,
+        ioasid: Ioasid,
+        range: Range,
+    ) -> Result<impl Iterator<Item = MappingInfo>, Error> {
+        let mappings = self.space(ioasid)?.iter(range);
         Ok(mappings.map(|(range, mapping)| MappingInfo {
             range,
             vaddr: mapping.vaddr,

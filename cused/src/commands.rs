@@ -8,6 +8,7 @@
 mod container;
 mod dirty;
 mod faults;
+mod list;
 mod nested;
 mod pasid;
 mod sim_dma;
@@ -135,6 +136,7 @@ impl<'a> Command<'a, '_, '_> {
             cmd::COMPLETE_FAULT => self.complete_fault(arg),
             cmd::SET_FAULT_EVENTFD => self.set_fault_eventfd(arg),
             cmd::GET_ERROR => self.get_error(arg),
+            cmd::LIST => self.list(arg),
             cmd::SIM_DMA => self.sim_dma(arg),
             of_container if container::is_command(of_container) => {
                 self.container(of_container, arg)

@@ -9,6 +9,7 @@ use ioasid::pgtable::Format;
 use ioasid::pgtable::pasid::PasidFormat;
 
 use crate::number::{hex, number, number32};
+use crate::process::Target;
 
 const ABOUT: &str = "\
 Every command of /dev/ioasid from the shell, and a doctor for the host.
@@ -49,6 +50,10 @@ pub(crate) struct Cli {
     /// The inherited descriptor that is open on the node
     #[arg(long, global = true, env = "IOASID_FD", value_name = "N")]
     pub(crate) fd: Option<RawFd>,
+    /// Work on what process PID has open on the node, with a duplicate of its descriptor FD; without
+    /// FD it is looked for. This goes before --fd
+    #[arg(long, global = true, value_name = "PID[:FD]")]
+    pub(crate) pid: Option<Target>,
     /// The node to open when there is no --fd
     #[arg(
         long,
@@ -157,6 +162,9 @@ pub(crate) enum Command {
         #[command(flatten)]
         field: Field,
     },
+    /// Show all that the context holds: IOASIDs, mappings, devices
+    #[command(long_about = LIST)]
+    List,
     /// Have a simulated device do DMA
     #[command(subcommand, long_about = SIM_DMA)]
     SimDma(SimDma),
@@ -210,6 +218,7 @@ impl Command {
             Command::Attach(_) => "attach",
             Command::Detach(_) => "detach",
             Command::DeviceInfo { .. } => "device-info",
+            Command::List => "list",
             Command::SimDma(_) => "sim-dma",
             Command::Faults(_) => "faults",
             Command::Complete { .. } => "complete",
@@ -253,6 +262,21 @@ bound, or `none`, and format_addr where it is in the parent. The flags tell what
 can be done (MAP_DMA, NESTING, DIRTY), what it is (SIMULATED, SHADOW: a child,
 whose contents the daemon composes) and what is at work (TRACKING: dirty pages
 are tracked; PASID_TABLE: what is bound is one).";
+
+const LIST: &str = "\
+Show all that the context holds, a line each: IOASIDs, after each what it maps, and
+devices.
+
+    ioasidctl --pid $(pidof dpdk-testpmd) list
+
+Nothing is changed. A program that has the node open several times is shown with all
+of its opens, each after a line `fd=N`.
+
+state is `ready`; `unused` for an IOASID to which no device was attached yet; or
+`partial` while only some devices of a group are attached. A line of a mapping has its
+first IOVA, its size in bytes, the vaddr that it was mapped with (of a child, in the
+parent; with FILE, in the file) and what devices may do. `device-info` and `info`
+tell more.";
 
 const MAP: &str = "\
 Map memory; it stays mapped after this process has ended.

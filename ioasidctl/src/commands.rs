@@ -1,16 +1,16 @@
 //! What each subcommand does: from the command line to calls of the node, and from their results
 //! to an output.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use ioasid::pgtable::Format;
 use ioasid::pgtable::pasid::PasidFormat;
 use ioasid_client::errno;
 use ioasid_uapi::{
-    BindPasidTable, BindPgtable, DEVICE_ATTACHED, DEVICE_SIMULATED, DEVICE_VFIO, INFO_DIRTY,
-    INFO_MAP_DMA, INFO_NESTING, INFO_PASID_TABLE, INFO_SHADOW, INFO_SIMULATED, INFO_TRACKING, Info,
-    IovaRange, MAP_READ, MAP_WRITE, cmd, ext,
+    BindPasidTable, BindPgtable, DEVICE_ATTACHED, DEVICE_SIMULATED, DEVICE_VFIO, DeviceInfo,
+    INFO_DIRTY, INFO_MAP_DMA, INFO_NESTING, INFO_PASID_TABLE, INFO_SHADOW, INFO_SIMULATED,
+    INFO_TRACKING, Info, IovaRange, MAP_READ, MAP_WRITE, cmd, ext,
 };
 use serde_json::{Map as Object, Value, json};
 
@@ -19,7 +19,7 @@ use crate::node::{Bitmap, DeviceId, Ioasid, Node, Place, Range, open_file};
 use crate::number::number;
 use crate::progress::Watch;
 use crate::report::{Failure, Output, wide};
-use crate::{dma, doctor, faults, memory, raw, vector};
+use crate::{contents, dma, doctor, faults, memory, raw, vector};
 
 /// The extensions by the names of the header, without `IOASID_EXT_`.
 pub(crate) const EXTENSIONS: &[(&str, u64)] = &[
@@ -48,12 +48,23 @@ type Result<T> = std::result::Result<T, Failure>;
 pub(crate) fn run(cli: &Cli) -> Result<Output> {
     match &cli.command {
         Command::Doctor(arguments) => Ok(doctor::run(arguments, &cli.node)),
+        Command::List => contents::run(&reach_all(cli)?),
         command => on_node(&reach(cli)?, command, cli.json),
     }
 }
 
+/// The contexts to look at: of another process that has the node open several times, all of them.
+fn reach_all(cli: &Cli) -> Result<Vec<(Option<RawFd>, Node)>> {
+    let Some(target) = cli.pid else { return Ok(vec![(None, reach(cli)?)]) };
+    let descriptors = target.descriptors(&cli.node)?;
+    descriptors.into_iter().map(|of| Ok((Some(of.fd), Node::of(of)?))).collect()
+}
+
 /// The context to work on.
 fn reach(cli: &Cli) -> Result<Node> {
+    if let Some(target) = cli.pid {
+        return Node::of(target.descriptor(&cli.node)?);
+    }
     match cli.fd {
         Some(fd) => Node::inherited(fd),
         None if cli.command.is_one_shot() => Node::open(&cli.node),
@@ -110,6 +121,7 @@ fn on_node(node: &Node, command: &Command, json: bool) -> Result<Output> {
         Command::Error { this_thread } => last_error(node, *this_thread),
         Command::Raw(arguments) => raw::run(node, arguments),
         Command::Doctor(_) => unreachable!("it asks the node by itself"),
+        Command::List => unreachable!("it may look at several contexts"),
     }
 }
 
@@ -284,7 +296,7 @@ fn invalidate(node: &Node, arguments: &cli::Invalidate) -> Result<Output> {
 }
 
 /// The names of the bits that are set.
-fn flag_names(flags: u32, names: &[(u32, &'static str)]) -> Vec<&'static str> {
+pub(crate) fn flag_names(flags: u32, names: &[(u32, &'static str)]) -> Vec<&'static str> {
     names.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect()
 }
 
@@ -397,14 +409,19 @@ fn names_of_bits(bits: u64, name: fn(u32) -> String) -> Vec<String> {
     (0..u64::BITS).filter(|bit| bits >> bit & 1 == 1).map(name).collect()
 }
 
+/// The name of a device.
+pub(crate) fn name_of(info: &DeviceInfo) -> String {
+    let end = info.name.iter().position(|byte| *byte == 0).unwrap_or(info.name.len());
+    String::from_utf8_lossy(&info.name[..end]).into_owned()
+}
+
 fn device_info(node: &Node, device: DeviceId, field: &cli::Field) -> Result<Output> {
     let info = node.device_info(device)?;
     let flags = flag_names(
         info.flags,
         &[(DEVICE_VFIO, "VFIO"), (DEVICE_SIMULATED, "SIMULATED"), (DEVICE_ATTACHED, "ATTACHED")],
     );
-    let end = info.name.iter().position(|byte| *byte == 0).unwrap_or(info.name.len());
-    let name = String::from_utf8_lossy(&info.name[..end]).into_owned();
+    let name = name_of(&info);
     let fields = [
         ("device", device.0.to_string()),
         ("name", name.clone()),

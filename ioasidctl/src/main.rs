@@ -1,19 +1,22 @@
 //! `ioasidctl`: every command of `/dev/ioasid` from the shell, and a doctor for the host.
 //!
 //! `cli` is the command line, `commands` turns it into calls of `node`, with `vector`, `dma` and
-//! `faults` for those that are more than one call; `raw` is for malformed calls, `progress` watches
+//! `faults` and `contents` for those that are more than one call; `process` finds the descriptors of
+//! another process; `raw` is for malformed calls, `progress` watches
 //! those that take long, `report` says how it ended. `sys` holds all `unsafe`. `doctor` looks at
 //! the host and shares nothing with the rest.
 #![deny(unsafe_code)]
 
 mod cli;
 mod commands;
+mod contents;
 mod dma;
 mod doctor;
 mod faults;
 mod memory;
 mod node;
 mod number;
+mod process;
 mod progress;
 mod raw;
 mod report;

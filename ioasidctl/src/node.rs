@@ -13,17 +13,19 @@ use ioasid_uapi::{
     ATTACH_USER_PASID, AttachDevice, BIND_SHARE, BIND_SIMULATED, BIND_VFIO_GROUP, BindDevice,
     BindPasidTable, BindPgtable, CompleteFault, DIRTY_PAGES_MAX, DIRTY_READ, DIRTY_START,
     DIRTY_STOP, DeviceInfo, Dirty, ERROR_ANY_THREAD, Fault, INVALIDATE_ALL, Info, InvalidateCache,
-    IovaRange, MAP_FILE, MapDma, NAME_LEN, Op, RegisterMemory, SIM_DMA_CONTINUE, SIM_DMA_PASID,
-    SIM_DMA_RECOVERABLE, SimDma, UNMAP_ALL, UNMAP_DIRTY, UnmapDma, Vector, cmd,
+    IovaRange, LIST_MAX, List, MAP_FILE, MapDma, Mapping, NAME_LEN, Op, RegisterMemory,
+    SIM_DMA_CONTINUE, SIM_DMA_PASID, SIM_DMA_RECOVERABLE, SimDma, UNMAP_ALL, UNMAP_DIRTY, UnmapDma,
+    Vector, cmd,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
+use crate::process::Of;
 use crate::progress::Work;
 use crate::report::{Failure, Refusal};
-use crate::sys::{self, RawArgument};
+use crate::sys::{self, ListedDevice, ListedIoasid, RawArgument};
 
 /// The number of an I/O address space.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +117,7 @@ pub(crate) struct Reached {
 enum Descriptor {
     Inherited(RawFd, BorrowedFd<'static>),
     Opened(PathBuf, OwnedFd),
+    Duplicate(Of, OwnedFd),
 }
 
 /// One open of the node: a context.
@@ -147,10 +150,17 @@ impl Node {
         }
     }
 
+    /// The context of another process's descriptor.
+    ///
+    /// Errors: those of [`Of::duplicate`].
+    pub(crate) fn of(descriptor: Of) -> Result<Node> {
+        Ok(Node(Descriptor::Duplicate(descriptor, descriptor.duplicate()?)))
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         match &self.0 {
             Descriptor::Inherited(_, fd) => *fd,
-            Descriptor::Opened(_, fd) => fd.as_fd(),
+            Descriptor::Opened(_, fd) | Descriptor::Duplicate(_, fd) => fd.as_fd(),
         }
     }
 
@@ -159,6 +169,7 @@ impl Node {
         match &self.0 {
             Descriptor::Inherited(fd, _) => format!("descriptor {fd}"),
             Descriptor::Opened(path, _) => path.display().to_string(),
+            Descriptor::Duplicate(of, _) => of.to_string(),
         }
     }
 
@@ -249,6 +260,48 @@ impl Node {
         }
         self.explain(cmd::GET_INFO, result)?;
         Err(Failure::Host("the number of IOVA ranges changes all the time".into()))
+    }
+
+    /// LIST of the IOASIDs.
+    pub(crate) fn ioasids(&self) -> Result<Vec<Ioasid>> {
+        let listed = self.list(0, |last: &ListedIoasid| u64::from(last.0) + 1)?;
+        Ok(listed.into_iter().map(|listed| Ioasid(listed.0)).collect())
+    }
+
+    /// LIST of the devices.
+    pub(crate) fn devices(&self) -> Result<Vec<DeviceId>> {
+        let listed = self.list(0, |last: &ListedDevice| u64::from(last.0) + 1)?;
+        Ok(listed.into_iter().map(|listed| DeviceId(listed.0)).collect())
+    }
+
+    /// LIST of what an I/O address space maps.
+    pub(crate) fn mappings(&self, ioasid: Ioasid) -> Result<Vec<Mapping>> {
+        self.list(ioasid.0, |last: &Mapping| last.iova.saturating_add(last.size))
+    }
+
+    /// All of a list, in as many calls as that takes; `next` says where it goes on after an item.
+    fn list<T: sys::Item + Clone + Default>(
+        &self,
+        ioasid: u32,
+        next: impl Fn(&T) -> u64,
+    ) -> Result<Vec<T>> {
+        let mut all = Vec::new();
+        let mut start = 0;
+        loop {
+            let mut items = vec![T::default(); LIST_MAX as usize];
+            let mut list = List { argsz: List::ARGSZ, ioasid, start, ..List::default() };
+            let result = sys::list(self.fd(), &mut list, &mut items);
+            let goes_on = result == Err(Errno::MSGSIZE);
+            if !goes_on {
+                self.explain(cmd::LIST, result)?;
+            }
+            items.truncate(list.nr as usize);
+            all.append(&mut items);
+            match all.last() {
+                Some(last) if goes_on => start = next(last),
+                _ => return Ok(all),
+            }
+        }
     }
 
     /// How far the command is that works on an I/O address space; None if there is none.

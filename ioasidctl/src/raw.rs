@@ -39,6 +39,7 @@ const COMMANDS: &[(&str, u32, Option<&str>)] = &[
     ("COMPLETE_FAULT", cmd::COMPLETE_FAULT, Some("ioasid_complete_fault")),
     ("SET_FAULT_EVENTFD", cmd::SET_FAULT_EVENTFD, None),
     ("GET_ERROR", cmd::GET_ERROR, Some("ioasid_error")),
+    ("LIST", cmd::LIST, Some("ioasid_list")),
     ("SIM_DMA", cmd::SIM_DMA, Some("ioasid_sim_dma")),
 ];
 

@@ -17,10 +17,12 @@ use std::ptr;
 
 use ioasid_client::call::{BY_VALUE, address, ioctl};
 use ioasid_uapi::{
-    Dirty, Info, IovaRange, Op, SIM_DMA_READ, SIM_DMA_WRITE, SimDma, UnmapDma, Vector, cmd,
+    Dirty, Info, IovaRange, LIST_DEVICES, LIST_IOASIDS, LIST_MAPPINGS, List, Mapping, Op,
+    SIM_DMA_READ, SIM_DMA_WRITE, SimDma, UnmapDma, Vector, cmd,
 };
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// A descriptor that this process inherited, for instance from the shell that started it.
 ///
@@ -47,6 +49,55 @@ pub(crate) fn get_info(
     // SAFETY: the command writes the structure and at most `nr_ranges` entries at `ranges`; both
     // are lent to this call mutably.
     unsafe { ioctl(fd, cmd::GET_INFO, ptr::from_mut(info).cast()) }
+}
+
+/// An item of a list.
+///
+/// # Safety
+///
+/// It must be what the command writes with the flag `WHICH`.
+pub(crate) unsafe trait Item: FromBytes + IntoBytes {
+    /// Which list it is in.
+    const WHICH: u32;
+}
+
+/// The number of an IOASID in a list.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes)]
+#[repr(transparent)]
+pub(crate) struct ListedIoasid(pub(crate) u32);
+
+/// The number of a device in a list.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes)]
+#[repr(transparent)]
+pub(crate) struct ListedDevice(pub(crate) u32);
+
+// SAFETY: the header says so: numbers are __u32.
+unsafe impl Item for ListedIoasid {
+    const WHICH: u32 = LIST_IOASIDS;
+}
+
+// SAFETY: as above.
+unsafe impl Item for ListedDevice {
+    const WHICH: u32 = LIST_DEVICES;
+}
+
+// SAFETY: the header says so: mappings are struct ioasid_mapping.
+unsafe impl Item for Mapping {
+    const WHICH: u32 = LIST_MAPPINGS;
+}
+
+/// LIST, with room for `items`; sets the fields `flags`, `items` and `nr`.
+pub(crate) fn list<T: Item>(
+    fd: BorrowedFd<'_>,
+    list: &mut List,
+    items: &mut [T],
+) -> Result<u32, Errno> {
+    list.flags = T::WHICH;
+    list.items = address(items);
+    list.nr = items.len() as u32;
+    // SAFETY: the command writes the structure and at most `nr` items at `items`, which are of this
+    // type (`Item`) and may hold any bytes afterwards (FromBytes); both are lent to this call mutably.
+    unsafe { ioctl(fd, cmd::LIST, ptr::from_mut(list).cast()) }
 }
 
 /// UNMAP_DMA; sets the fields `bitmap` and `bitmap_size`, to zero if there is no `bitmap`.

@@ -833,6 +833,54 @@ struct ioasid_error {
 #define IOASID_GET_ERROR	_IO(IOASID_TYPE, IOASID_BASE + 24)
 
 /* ------------------------------------------------------------------ */
+/* What an open of the node holds                                       */
+/* ------------------------------------------------------------------ */
+
+/*
+ * IOASID_LIST - which IOASIDs and devices there are, and what an IOASID maps
+ *
+ * For who looks at a context that another program has made, on a descriptor that he inherited or
+ * duplicated; GET_INFO and GET_DEVICE_INFO tell the rest. Nothing is changed, and nothing is waited
+ * for: what a command in another thread is about to map is listed once it is mapped.
+ *
+ * Exactly one flag. IOASID_LIST_IOASIDS: items are __u32, the IOASIDs. IOASID_LIST_DEVICES: __u32,
+ * the device numbers. IOASID_LIST_MAPPINGS: struct ioasid_mapping, what `ioasid` maps; of an IOASID
+ * to which a page table is bound, what was read from it. All in ascending order.
+ *
+ * Input: start: the lowest number, or of mappings the lowest iova, to be listed; items: where to
+ *        write the list, and nr: for how many there is room, at most IOASID_LIST_MAX. With nr 0,
+ *        items is not used. ioasid with LIST_MAPPINGS, otherwise 0.
+ * Output: nr: how many there are from start on. With EMSGSIZE, as many of them as there was room for
+ *         are written, so that a long list can be read in several calls.
+ * Return: 0.
+ * Errors:
+ *   ENOENT    MAPPINGS: no such IOASID in this context
+ *   EINVAL    none or several of the flags; nr is more than IOASID_LIST_MAX; ioasid without
+ *             LIST_MAPPINGS; a start of more than 32 bits with the others
+ *   EMSGSIZE  nr was too small (and not 0); nr now says how many there are
+ */
+struct ioasid_list {
+	__u32 argsz;
+	__u32 flags;
+	__u32 ioasid;
+	__u32 nr;		/* in: room; out: how many there are */
+	__aligned_u64 start;
+	__aligned_u64 items;	/* address */
+};
+struct ioasid_mapping {
+	__aligned_u64 iova;
+	__aligned_u64 size;	/* bytes */
+	__aligned_u64 vaddr;	/* as given to MAP_DMA */
+	__u32 flags;		/* as given to MAP_DMA: IOASID_MAP_* */
+	__u32 __reserved;	/* 0 */
+};
+#define IOASID_LIST_IOASIDS	(1U << 0)
+#define IOASID_LIST_DEVICES	(1U << 1)
+#define IOASID_LIST_MAPPINGS	(1U << 2)
+#define IOASID_LIST_MAX		1024
+#define IOASID_LIST	_IO(IOASID_TYPE, IOASID_BASE + 25)
+
+/* ------------------------------------------------------------------ */
 /* Simulated devices                                                    */
 /* ------------------------------------------------------------------ */
 

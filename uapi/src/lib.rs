@@ -75,6 +75,8 @@ pub mod cmd {
     pub const COMPLETE_FAULT: u32 = io(21);
     /// `IOASID_SET_FAULT_EVENTFD`: an eventfd by value.
     pub const SET_FAULT_EVENTFD: u32 = io(22);
+    /// `IOASID_LIST`: [`List`](super::List).
+    pub const LIST: u32 = io(25);
     /// `IOASID_SIM_DMA`: [`SimDma`](super::SimDma).
     pub const SIM_DMA: u32 = io(32);
 
@@ -114,6 +116,7 @@ pub mod cmd {
             DIRTY => "IOASID_DIRTY",
             COMPLETE_FAULT => "IOASID_COMPLETE_FAULT",
             SET_FAULT_EVENTFD => "IOASID_SET_FAULT_EVENTFD",
+            LIST => "IOASID_LIST",
             SIM_DMA => "IOASID_SIM_DMA",
             _ => return None,
         })
@@ -295,6 +298,14 @@ pub const RESPONSE_RETRY: u32 = 1;
 pub const RESPONSE_FAIL: u32 = 2;
 /// `IOASID_ERROR_ANY_THREAD`
 pub const ERROR_ANY_THREAD: u32 = 1 << 0;
+/// `IOASID_LIST_IOASIDS`
+pub const LIST_IOASIDS: u32 = 1 << 0;
+/// `IOASID_LIST_DEVICES`
+pub const LIST_DEVICES: u32 = 1 << 1;
+/// `IOASID_LIST_MAPPINGS`
+pub const LIST_MAPPINGS: u32 = 1 << 2;
+/// `IOASID_LIST_MAX`
+pub const LIST_MAX: u32 = 1024;
 /// `IOASID_SIM_DMA_READ`
 pub const SIM_DMA_READ: u32 = 1 << 0;
 /// `IOASID_SIM_DMA_WRITE`
@@ -417,6 +428,10 @@ structures! {
         argsz: u32, flags: u32, ioasid: u32, reserved: u32, iova: u64, size: u64, page_size: u64,
         bitmap: u64, bitmap_size: u64,
     }
+    /// Argument of `LIST`.
+    List "ioasid_list" { argsz: u32, flags: u32, ioasid: u32, nr: u32, start: u64, items: u64, }
+    /// An item of `LIST_MAPPINGS`.
+    Mapping "ioasid_mapping" { iova: u64, size: u64, vaddr: u64, flags: u32, reserved: u32, }
     /// What `read` of the node gives.
     Fault "ioasid_fault" {
         flags: u32, ioasid: u32, address: u64, cookie: u64, device: u32, reason: u32, id: u32,

@@ -81,6 +81,7 @@ fn size_of_argument(command: u32) -> u32 {
         cmd::BIND_DEVICE => size_of::<uapi::BindDevice>() as u32,
         cmd::ATTACH_DEVICE | cmd::DETACH_DEVICE => size_of::<uapi::AttachDevice>() as u32,
         cmd::GET_DEVICE_INFO => size_of::<uapi::DeviceInfo>() as u32,
+        cmd::LIST => size_of::<uapi::List>() as u32,
         cmd::SIM_DMA => size_of::<uapi::SimDma>() as u32,
         _ => 40,
     }

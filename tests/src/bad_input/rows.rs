@@ -38,6 +38,7 @@ pub fn all(world: &World) -> Table {
     table.rows.extend(check_extension());
     table.rows.extend(alloc_and_free(world));
     table.rows.extend(get_info(world));
+    table.rows.extend(list(world));
     table.rows.extend(map_ids_and_ranges(world));
     table.rows.extend(map_memory(world));
     table.rows.extend(map_file(world));
@@ -334,6 +335,11 @@ fn templates(world: &World, skipped: &mut Vec<String>) -> Vec<Template> {
         },
         Template {
             writes: true,
+            known_flags: Some(uapi::LIST_IOASIDS | uapi::LIST_DEVICES | uapi::LIST_MAPPINGS),
+            ..Template::new(row(cmd::LIST, "", list_request(world, uapi::LIST_MAPPINGS)))
+        },
+        Template {
+            writes: true,
             known_flags: Some(uapi::ERROR_ANY_THREAD),
             reserved: &[28],
             ..Template::new(row(cmd::GET_ERROR, "", error_request(world)))
@@ -478,6 +484,23 @@ fn unsupported_templates(world: &World, skipped: &mut Vec<String>) -> Vec<Templa
 
 fn info_request(world: &World) -> uapi::Info {
     uapi::Info { argsz: uapi::Info::ARGSZ, ioasid: world.space, ..Default::default() }
+}
+
+/// A list of what is ours, with more room than it takes.
+fn list_request(world: &World, which: u32) -> uapi::List {
+    uapi::List {
+        argsz: uapi::List::ARGSZ,
+        flags: which,
+        ioasid: if which == uapi::LIST_MAPPINGS { world.space } else { 0 },
+        nr: 64,
+        start: 0,
+        items: list_place(world),
+    }
+}
+
+/// Where lists are written: behind the explanation that a failure leaves at the same place.
+fn list_place(world: &World) -> u64 {
+    world.end(OUTPUT) - 64 * size_of::<uapi::Mapping>() as u64
 }
 
 fn device_info_request(device: u32) -> uapi::DeviceInfo {
@@ -810,6 +833,114 @@ fn says_all_ranges(world: &World, bytes: &[u8]) -> Option<String> {
     let said = structure::<uapi::Info>(bytes).nr_ranges as usize;
     let right = world.ranges.len();
     (said != right).then(|| format!("nr_ranges is {said} instead of {right}"))
+}
+
+fn list(world: &World) -> Vec<Row> {
+    let mappings = list_request(world, uapi::LIST_MAPPINGS);
+    let ask = |name: &str, list: uapi::List| row(cmd::LIST, name, list);
+    let mut rows = Vec::new();
+    for (name, ioasid) in unknown_ids() {
+        let list = uapi::List { ioasid, ..mappings };
+        rows.push(ask(&format!("mappings of IOASID {name}"), list).fails(Errno::NOENT));
+    }
+    let foreign = uapi::List { ioasid: world.foreign, ..mappings };
+    rows.push(ask("mappings of an IOASID of another open", foreign).fails(Errno::NOENT));
+    let all = uapi::LIST_IOASIDS | uapi::LIST_DEVICES | uapi::LIST_MAPPINGS;
+    for flags in [0, all, uapi::LIST_IOASIDS | uapi::LIST_MAPPINGS] {
+        let name = format!("flags {flags:#x}, of which one must be set");
+        rows.push(ask(&name, uapi::List { flags, ..mappings }).fails(Errno::INVAL));
+    }
+    for which in [uapi::LIST_IOASIDS, uapi::LIST_DEVICES] {
+        let good = list_request(world, which);
+        rows.extend([
+            ask("an IOASID where none belongs", uapi::List { ioasid: world.space, ..good })
+                .fails(Errno::INVAL),
+            ask("a start of more than 32 bits", uapi::List { start: 1 << 32, ..good })
+                .fails(Errno::INVAL),
+            ask("nothing from start on", uapi::List { start: u32::MAX.into(), ..good })
+                .look(|_, bytes| lists(bytes, 0)),
+        ]);
+    }
+    rows.extend([
+        ask("our IOASIDs", list_request(world, uapi::LIST_IOASIDS)).look(lists_our_ioasids),
+        ask("our devices", list_request(world, uapi::LIST_DEVICES)).look(lists_our_device),
+        ask("our mappings", mappings).look(lists_our_mappings),
+        ask("no room, and a bad list", uapi::List { nr: 0, items: KERNEL, ..mappings })
+            .look(|_, bytes| lists(bytes, 2)),
+        ask("from the second mapping on", uapi::List { start: MAPPED + 1, ..mappings })
+            .look(|_, bytes| lists(bytes, 1)),
+        ask("from behind all mappings on", uapi::List { start: u64::MAX, ..mappings })
+            .look(|_, bytes| lists(bytes, 0)),
+        ask(
+            "mappings of an IOASID that takes no command yet",
+            uapi::List { ioasid: world.empty, ..mappings },
+        )
+        .look(|_, bytes| lists(bytes, 0)),
+        ask("room for one of two", uapi::List { nr: 1, ..mappings })
+            .fails(Errno::MSGSIZE)
+            .look(lists_the_first_of_two),
+        ask("all the room there may be", uapi::List { nr: uapi::LIST_MAX, ..mappings })
+            .look(lists_our_mappings),
+    ]);
+    for nr in [uapi::LIST_MAX + 1, u32::MAX] {
+        let name = format!("room for {nr}");
+        rows.push(ask(&name, uapi::List { nr, ..mappings }).fails(Errno::INVAL));
+    }
+    for (name, items) in nowhere(world) {
+        let name = format!("the list is at {name}");
+        rows.push(ask(&name, uapi::List { items, ..mappings }).fails(Errno::FAULT));
+    }
+    for (name, items) in [
+        ("the list is in read-only memory", world.start(READ_ONLY)),
+        ("the list reaches behind the end of memory", world.end(OUTPUT) - 8),
+    ] {
+        rows.push(ask(name, uapi::List { items, ..mappings }).fails(Errno::FAULT));
+    }
+    rows
+}
+
+fn lists(bytes: &[u8], right: u32) -> Option<String> {
+    let said = structure::<uapi::List>(bytes).nr;
+    (said != right).then(|| format!("nr is {said} instead of {right}"))
+}
+
+/// What was written to the list, which has that many items.
+fn items<T: FromBytes>(world: &World, count: usize) -> Vec<T> {
+    let bytes = world.bytes(list_place(world), count * size_of::<T>());
+    bytes.chunks_exact(size_of::<T>()).map(structure).collect()
+}
+
+fn lists_our_ioasids(world: &World, bytes: &[u8]) -> Option<String> {
+    let mut right = vec![world.space, world.empty, world.child];
+    right.retain(|ioasid| *ioasid != 0);
+    right.sort_unstable();
+    let listed: Vec<u32> = items(world, right.len());
+    lists(bytes, right.len() as u32)
+        .or_else(|| (listed != right).then(|| format!("it lists {listed:?} instead of {right:?}")))
+}
+
+fn lists_our_device(world: &World, bytes: &[u8]) -> Option<String> {
+    let listed: Vec<u32> = items(world, 1);
+    lists(bytes, 1)
+        .or_else(|| (listed != [world.device]).then(|| format!("it lists device {listed:?}")))
+}
+
+/// What [`World`] maps in our IOASID.
+fn our_mappings(world: &World) -> [uapi::Mapping; 2] {
+    let shared = world.start(SHARED);
+    let flags = uapi::MAP_READ | uapi::MAP_WRITE;
+    let mapping = |iova, vaddr, size| uapi::Mapping { iova, size, vaddr, flags, reserved: 0 };
+    [mapping(MAPPED, shared, MAPPED_SIZE), mapping(SECOND, shared + MAPPED_SIZE, SECOND_SIZE)]
+}
+
+fn lists_our_mappings(world: &World, bytes: &[u8]) -> Option<String> {
+    let (listed, right) = (items::<uapi::Mapping>(world, 2), our_mappings(world));
+    lists(bytes, 2).or_else(|| (listed != right).then(|| format!("it lists {listed:?}")))
+}
+
+fn lists_the_first_of_two(world: &World, bytes: &[u8]) -> Option<String> {
+    let (listed, right) = (items::<uapi::Mapping>(world, 1), our_mappings(world));
+    lists(bytes, 2).or_else(|| (listed != right[..1]).then(|| format!("it lists {listed:?}")))
 }
 
 fn nesting(world: &World) -> Vec<Row> {
