@@ -139,6 +139,12 @@ func mapAt(ioasid uint32, iova, vaddr, size uint64) {
 	must("IOASID_DMA_MAP", ioasidFd, ioasidDmaMap, unsafe.Pointer(&dmaMap))
 }
 
+func unmapAt(ioasid uint32, iova, size uint64) {
+	dmaUnmap := unmapDma{ioasid: ioasid, iova: iova, size: size}
+	dmaUnmap.argsz = uint32(unsafe.Sizeof(dmaUnmap))
+	must("IOASID_DMA_UNMAP", ioasidFd, ioasidDmaUnmap, unsafe.Pointer(&dmaUnmap))
+}
+
 func mapGuest() {
 	mapAt(gpaIoasid, eduWindow, addressOf(window), page)
 	mapAt(gpaIoasid, 0 /* GPA */, hva, guestSize)
@@ -195,6 +201,7 @@ func simpleExample(address string) {
 	aligned := heap[(page-addressOf(heap)%page)%page:][:page]
 	mapAt(gpaIoasid, 0x800000, addressOf(aligned), page)
 	dev1.reaches(0x800000, aligned, "5.1, memory of the Go heap")
+	unmapAt(gpaIoasid, 0x800000, page)
 	runtime.KeepAlive(heap)
 	ok("5.1: a device reaches memory of the Go heap")
 

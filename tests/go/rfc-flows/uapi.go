@@ -17,6 +17,7 @@ const (
 	ioasidAlloc           = ioasid + 3
 	ioasidFree            = ioasid + 4
 	ioasidDmaMap          = ioasid + 6
+	ioasidDmaUnmap        = ioasid + 7
 	ioasidCreateNesting   = ioasid + 8
 	ioasidBindPgtable     = ioasid + 9
 	ioasidInvalidateCache = ioasid + 13
@@ -44,6 +45,12 @@ type mapDma struct {
 	argsz, flags, ioasid uint32
 	fd                   int32
 	vaddr, iova, size    uint64
+}
+
+type unmapDma struct {
+	argsz, flags, ioasid, reserved     uint32
+	iova, size                         uint64
+	pageSize, bitmapPlace, bitmapBytes uint64
 }
 
 type bindPgtable struct {
