@@ -196,6 +196,7 @@ impl Context {
             simulated,
             devices: vec![],
             path: vec![],
+            held: 0,
             broken: false,
             generation: 0,
         });
@@ -241,7 +242,7 @@ impl Context {
     ///
     /// # Errors
     /// Those of [`check_map`](Self::check_map); for [`MapKind::Memory`],
-    /// [`Error::OutsideRegistered`]; [`Error::TooManyPieces`].
+    /// [`Error::OutsideRegistered`]; [`Error::TooManyPieces`], [`Error::TableFull`].
     pub fn plan_map(&self, ioasid: Ioasid, map: Map, memory: MemoryId) -> Result<Plan, Error> {
         self.check_map(ioasid, map)?;
         let Map { iova, size, vaddr, prot, owner, mut kind } = map;
@@ -261,11 +262,13 @@ impl Context {
         let last = iova + (size - 1);
         let mapping = Mapping { last, vaddr, memory, owner, prot, kind, charge };
         let mapped = Range::new(iova, last).ok_or(Error::ZeroSize)?;
-        let changes = self.additions(ioasid, mapped, &mapping, &mut Budget::new(ioasid))?;
+        let mut budget = Budget::new(ioasid);
+        let changes = self.additions(ioasid, mapped, &mapping, &mut budget)?;
+        let held = self.check_room(budget)?;
         let basis = Basis { sources: source.into_iter().collect(), ..self.basis(ioasid) };
         let charge = space.charge(iova, &mapping);
         let added = vec![(iova, mapping)];
-        Ok(Plan { basis, changes, commit: Commit::Map { ioasid, added }, charge })
+        Ok(Plan { basis, changes, commit: Commit::Map { ioasid, added }, charge, held })
     }
 
     /// The same for several mappings of registered memory, all of them or none, in less time than one
@@ -307,11 +310,12 @@ impl Context {
         if space.len() + added.len() > max as usize {
             return Err(Error::TooManyMappings { ioasid, max });
         }
+        let held = self.check_room(budget)?;
         // A table at a time, which has less to do then.
         changes.sort_by_key(|change| change.group());
         let basis = Basis { sources, ..self.basis(ioasid) };
         let added = added.into_iter().collect();
-        Ok(Plan::new(basis, changes, Commit::Map { ioasid, added }))
+        Ok(Plan::new(basis, changes, Commit::Map { ioasid, added }).and_held(held))
     }
 
     /// Takes memory away from devices again (`IOASID_UNMAP_DMA`). Where nothing is mapped, nothing
@@ -333,8 +337,10 @@ impl Context {
             return Ok(Plan::new(self.basis(ioasid), vec![], Commit::Nothing));
         };
         let gone = if unmap == Unmap::All { Range::ALL } else { range };
-        let changes = self.removals(ioasid, gone, &mut Budget::new(ioasid))?;
-        Ok(Plan::new(self.basis(ioasid), changes, Commit::Unmap { ioasid, range }))
+        let mut budget = Budget::new(ioasid);
+        let changes = self.removals(ioasid, gone, &mut budget)?;
+        let held = self.check_room(budget)?;
+        Ok(Plan::new(self.basis(ioasid), changes, Commit::Unmap { ioasid, range }).and_held(held))
     }
 
     /// Removes an I/O address space and all that is mapped in it (`IOASID_FREE`).
@@ -367,7 +373,7 @@ impl Context {
         let space = self.space(ioasid)?;
         check_unattached(table, member, ioasid, space)?;
         self.check_tables_intact(ioasid, space)?;
-        let mut changes = vec![];
+        let (mut changes, mut held) = (vec![], vec![]);
         if table.path.len() == member.level {
             let entries = self.check_compatible(table, member, ioasid, space)?;
             let shown = table.shows().and_then(|shown| self.spaces.get(&shown));
@@ -377,14 +383,19 @@ impl Context {
             if entries > 0 {
                 changes.push(Change::Fill { group, ioasid });
             }
+            held.push((group, entries));
         }
         let basis = self.basis(ioasid).and_group(group, table);
-        Ok(Plan::new(basis, changes, Commit::Attach { device, ioasid }))
+        Ok(Plan::new(basis, changes, Commit::Attach { device, ioasid }).and_held(held))
     }
 
     /// Undoes an attach (`IOASID_DETACH_DEVICE`). With the last device of its group, the group's
     /// table shows what the IOASID is nested on, or is cleared. The IOASID keeps its mappings and,
     /// without a table, its last properties.
+    ///
+    /// From the IOASID at which its path begins, a device whose table is broken is detached whatever
+    /// it is attached to below, and from all of that: what the table would have to show on the way
+    /// may be what it refuses.
     ///
     /// # Errors
     /// [`Error::NoDevice`], [`Error::NoIoasid`], [`Error::NotAttached`],
@@ -396,23 +407,55 @@ impl Context {
         let name = || member.name.clone();
         match table.path_of(member) {
             [.., deepest] if *deepest == ioasid => {}
+            [root, ..] if *root == ioasid && table.broken => {
+                return self.plan_leave(device);
+            }
             [.., child] if table.path_of(member).contains(&ioasid) => {
                 return Err(Error::AttachedToChild { device: name(), ioasid, child: *child });
             }
             _ => return Err(Error::NotAttached { device: name(), ioasid }),
         }
-        let mut changes = vec![];
-        if table.level_without(device) < member.level {
+        let (mut changes, mut held) = (vec![], vec![]);
+        let is_last = table.level_without(device) < member.level;
+        if is_last {
             changes.push(Change::Clear { group });
-            let parent = table.path.iter().rev().nth(1).copied();
-            if let Some(ioasid) = parent
-                && self.check_table_size(table, member, ioasid)? > 0
-            {
-                changes.push(Change::Fill { group, ioasid });
+            if let Some(&ioasid) = table.path.iter().rev().nth(1) {
+                let entries = self.check_table_size(table, member, ioasid)?;
+                if entries > 0 {
+                    changes.push(Change::Fill { group, ioasid });
+                }
+                held.push((group, entries));
             }
         }
         let basis = self.basis(ioasid).and_group(group, table);
-        Ok(Plan::new(basis, changes, Commit::Detach { device }))
+        let commit = Commit::Detach { device, level: member.level - 1, intact: is_last };
+        Ok(Plan::new(basis, changes, commit).and_held(held))
+    }
+
+    /// Detaches a device from all that it is attached to, in one step: the table of its group is
+    /// cleared with the last device, and shows nothing else on the way. Otherwise it shows what is
+    /// left; a broken one stays as it is until the last device leaves.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`]; [`Error::TableTooSmall`] and [`Error::TooManyPieces`] for what is left.
+    pub fn plan_leave(&self, device: DeviceId) -> Result<Plan, Error> {
+        let (group, table, member) = self.device(device)?;
+        let level = table.level_without(device);
+        let is_shortened = level < member.level && (level == 0 || !table.broken);
+        let (mut changes, mut held) = (vec![], vec![]);
+        if is_shortened {
+            changes.push(Change::Clear { group });
+            if let Some(&ioasid) = table.path[..level].last() {
+                let entries = self.check_table_size(table, member, ioasid)?;
+                if entries > 0 {
+                    changes.push(Change::Fill { group, ioasid });
+                }
+                held.push((group, entries));
+            }
+        }
+        let basis = table.path.first().map_or_else(Basis::default, |&first| self.basis(first));
+        let commit = Commit::Detach { device, level: 0, intact: is_shortened };
+        Ok(Plan::new(basis.and_group(group, table), changes, commit).and_held(held))
     }
 
     /// Gives a device back (`IOASID_UNBIND_DEVICE`).
@@ -526,7 +569,8 @@ impl Context {
         match self.tables_of(space).find(|table| table.broken) {
             Some(table) => {
                 let devices = names(table.devices_of(ioasid, true));
-                Err(Error::TableBroken { ioasid, devices })
+                let first = table.path.first().copied().unwrap_or(ioasid);
+                Err(Error::TableBroken { ioasid, devices, first })
             }
             None => Ok(()),
         }

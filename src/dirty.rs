@@ -126,6 +126,14 @@ impl Context {
         Ok(written.ok_or(Error::NotTracking(ioasid))?.take(range))
     }
 
+    /// Notes again what was taken and has not reached whoever asked for it.
+    pub fn give_back_written(&mut self, ioasid: Ioasid, taken: &[Range]) {
+        let space = self.spaces.get_mut(&ioasid);
+        if let Some(written) = space.and_then(|space| space.written.as_mut()) {
+            taken.iter().for_each(|&range| written.add(range));
+        }
+    }
+
     /// Whether `range` can be asked for in pages of `page` bytes.
     ///
     /// # Errors

@@ -42,9 +42,9 @@ pub enum Error {
     NeverAttached(Ioasid),
     #[error(
         "the I/O page table of {devices} failed and could not be restored, so what it holds for \
-         IOASID {ioasid} is unknown: detach the device, which clears the table, and attach it again"
+         IOASID {ioasid} is unknown: detach from IOASID {first}, which clears the table, and attach again"
     )]
-    TableBroken { ioasid: Ioasid, devices: String },
+    TableBroken { ioasid: Ioasid, devices: String, first: Ioasid },
     #[error(
         "IOASID {ioasid} takes no command while a device group is partly attached to it: attach \
          {missing} too, which shares an I/O page table with {attached}, or unbind it"
@@ -212,6 +212,11 @@ pub enum Error {
          device \"{device}\" holds no more: unmap some, or use another IOASID"
     )]
     TableTooSmall { ioasid: Ioasid, device: String, max: u32 },
+    #[error(
+        "with this, what IOASID {ioasid} and those nested with it map takes {entries} entries in the \
+         I/O page table of {devices}, which holds {max}: map less, or larger pieces"
+    )]
+    TableFull { ioasid: Ioasid, devices: String, entries: usize, max: u32 },
 }
 
 impl Error {
@@ -262,7 +267,8 @@ impl Error {
             | Self::TooManyMappings { .. }
             | Self::TooManyRegistered { .. }
             | Self::TooManyPieces { .. }
-            | Self::TableTooSmall { .. } => errno::ENOSPC,
+            | Self::TableTooSmall { .. }
+            | Self::TableFull { .. } => errno::ENOSPC,
         }
     }
 }

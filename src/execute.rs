@@ -226,6 +226,11 @@ impl Context {
     pub fn commit<E>(&mut self, plan: Plan, carried: Carried<E>) -> Result<Outcome<E>, Error> {
         self.check(&plan)?;
         let mut outcome = Outcome { failures: carried.failures, ..Outcome::default() };
+        for &(group, held) in &plan.held {
+            if let Some(table) = self.tables.get_mut(&group) {
+                table.held = held;
+            }
+        }
         self.follow(plan, &mut outcome);
         Ok(outcome)
     }
@@ -270,7 +275,7 @@ impl Context {
                 self.touch_space(ioasid);
             }
             Commit::Attach { device, ioasid } => self.attach(device, ioasid),
-            Commit::Detach { device } => self.detach(device),
+            Commit::Detach { device, level, intact } => self.detach(device, level, intact),
             Commit::Reread { ioasid, bound, removed, added } => {
                 if let Some(space) = self.spaces.get_mut(&ioasid) {
                     removed.into_iter().for_each(|range| drop(space.remove(range)));
@@ -329,20 +334,18 @@ impl Context {
         self.touch_table(group);
     }
 
-    fn detach(&mut self, device: DeviceId) {
+    fn detach(&mut self, device: DeviceId, level: usize, intact: bool) {
         let Some(&group) = self.devices.get(&device) else { return };
         // Before the table shows something else: what it shows changes too.
         self.touch_table(group);
-        self.change_level(device, |level| level - 1);
+        self.change_level(device, |_| level);
         let Some((_, table)) = self.table_mut(device) else { return };
+        table.broken &= !intact;
         let level = table.devices.iter().map(|member| member.level).max().unwrap_or(0);
-        if level == table.path.len() {
-            return;
-        }
-        let left = table.path.pop();
-        table.broken = false;
-        if let Some((ioasid, space)) = left.and_then(|i| Some((i, self.spaces.get_mut(&i)?))) {
-            space.tables.retain(|&shows| shows != group);
+        for ioasid in table.path.split_off(level) {
+            if let Some(space) = self.spaces.get_mut(&ioasid) {
+                space.tables.retain(|&shows| shows != group);
+            }
             self.reshape(ioasid);
         }
     }

@@ -45,6 +45,11 @@ impl Fake {
         (iova - start < entry.size).then(|| (*entry, iova - start + entry.offset))
     }
 
+    /// The table of a group is there no more.
+    pub(crate) fn forget(&mut self, group: GroupId) {
+        self.tables.remove(&group);
+    }
+
     fn call(&mut self) -> Result<(), Refusal> {
         let place = self.calls;
         self.calls += 1;

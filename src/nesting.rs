@@ -7,8 +7,10 @@
 //! whole number of pieces, and hardware that cannot split an entry is never asked to.
 
 use std::borrow::{BorrowMut, Cow};
+use std::collections::BTreeMap;
 
 use crate::space::{Mapping, Space, target};
+use crate::table::{Table, names};
 use crate::{Change, Context, Entry, Error, GroupId, Ioasid, MemoryId, Prot, Range};
 
 /// The most pieces that one command may add. Mappings that all lead to the same place multiply from
@@ -19,24 +21,26 @@ const MAX_PIECES: usize = 1 << 20;
 /// ways may all lead to a hole, and levels may be many.
 const MAX_STEPS: usize = 1 << 21;
 
-/// How much composing one command may still do.
+/// How much composing one command may still do, and what has come of it.
 #[derive(Debug)]
 pub(crate) struct Budget {
     /// Whom to name when it is used up.
     ioasid: Ioasid,
     pieces: usize,
     steps: usize,
+    /// How many entries are added to and removed from tables that show a child.
+    growth: BTreeMap<GroupId, (usize, usize)>,
 }
 
 impl Budget {
     /// That of a command.
     pub(crate) fn new(ioasid: Ioasid) -> Self {
-        Self { ioasid, pieces: MAX_PIECES, steps: MAX_STEPS }
+        Self { ioasid, pieces: MAX_PIECES, steps: MAX_STEPS, growth: BTreeMap::new() }
     }
 
     /// For what a command has found to be little enough.
     fn unlimited(ioasid: Ioasid) -> Self {
-        Self { ioasid, pieces: usize::MAX, steps: usize::MAX }
+        Self { pieces: usize::MAX, steps: usize::MAX, ..Self::new(ioasid) }
     }
 
     fn pieces(&mut self, count: usize) -> Result<(), Error> {
@@ -47,6 +51,11 @@ impl Budget {
     fn steps(&mut self, count: usize) -> Result<(), Error> {
         self.steps = self.steps.checked_sub(count).ok_or_else(|| self.error())?;
         Ok(())
+    }
+
+    fn grow(&mut self, group: GroupId, added: usize, removed: usize) {
+        let growth = self.growth.entry(group).or_default();
+        (growth.0, growth.1) = (growth.0 + added, growth.1 + removed);
     }
 
     fn error(&self) -> Error {
@@ -202,9 +211,12 @@ impl Context {
             return Ok(changes);
         }
         let pieces = self.pieces_of(ioasid, mapped, mapping, budget)?;
-        self.each_table(ioasid, |group, below| {
-            let pieces = self.pull(below, &pieces, budget)?;
+        self.each_table(ioasid, |group, table| {
+            let pieces = self.pull(table.below(ioasid), &pieces, budget)?;
             budget.pieces(pieces.len())?;
+            if table.shows_child() {
+                budget.grow(group, pieces.len(), 0);
+            }
             changes.extend(pieces.iter().map(|&entry| Change::Map { group, entry }));
             Ok(())
         })?;
@@ -222,13 +234,22 @@ impl Context {
         let space = self.space(ioasid)?;
         if range == Range::ALL {
             // Whatever a table shows below leads through here.
-            return Ok(space.tables.iter().map(|&group| Change::Clear { group }).collect());
+            let mut changes = vec![];
+            self.each_table(ioasid, |group, table| {
+                changes.push(Change::Clear { group });
+                if table.shows_child() {
+                    budget.grow(group, 0, table.held);
+                }
+                Ok(())
+            })?;
+            return Ok(changes);
         }
         let size = range.bytes() as u64;
         let memory = MemoryId(0);
         let all = Entry { iova: range.start(), size, prot: Prot::READ_WRITE, memory, offset: 0 };
         let mut changes = vec![];
-        self.each_table(ioasid, |group, below| {
+        self.each_table(ioasid, |group, table| {
+            let below = table.below(ioasid);
             let unmap = |(iova, size)| Change::Unmap { group, iova, size };
             if below.is_empty() && space.parent.is_none() {
                 changes.push(unmap((range.start(), size)));
@@ -242,6 +263,7 @@ impl Context {
                     pieces.push(piece?);
                 }
             }
+            budget.grow(group, 0, pieces.len());
             changes.extend(runs(pieces).into_iter().map(unmap));
             Ok(())
         })?;
@@ -251,13 +273,35 @@ impl Context {
     fn each_table(
         &self,
         ioasid: Ioasid,
-        mut each: impl FnMut(GroupId, &[Ioasid]) -> Result<(), Error>,
+        mut each: impl FnMut(GroupId, &Table) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let space = self.space(ioasid)?;
         space.tables.iter().try_for_each(|&group| match self.tables.get(&group) {
-            Some(table) => each(group, table.below(ioasid)),
+            Some(table) => each(group, table),
             None => Ok(()),
         })
+    }
+
+    /// How many entries the tables will hold that a command has found to change. (What a table
+    /// holds that shows no child are the mappings of that, of which there is no other count.)
+    ///
+    /// # Errors
+    /// [`Error::TableFull`].
+    pub(crate) fn check_room(&self, budget: Budget) -> Result<Vec<(GroupId, usize)>, Error> {
+        let ioasid = budget.ioasid;
+        let held = budget.growth.into_iter().filter_map(|(group, (added, removed))| {
+            let table = self.tables.get(&group)?;
+            let (entries, max) = (table.held + added - removed, table.geometry.max_mappings);
+            let full = added > 0 && entries > max as usize;
+            Some(match full {
+                true => {
+                    let devices = names(table.devices.iter());
+                    Err(Error::TableFull { ioasid, devices, entries, max })
+                }
+                false => Ok((group, entries)),
+            })
+        });
+        held.collect()
     }
 }
 

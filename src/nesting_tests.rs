@@ -567,6 +567,61 @@ fn a_table_must_be_able_to_hold_the_pieces_not_just_the_mappings() {
 }
 
 #[test]
+fn a_map_whose_pieces_a_table_cannot_hold_is_refused_before_hardware_is_touched() {
+    let (mut setup, _, levels) = Setup::nested_on(2, geometry(PAGE, &[(0, u64::MAX)], 4));
+    let wide = setup.follow(B, "b0", &levels);
+    for page in 0..3 {
+        setup.map(levels[0], at(page, 1)).unwrap();
+    }
+    setup.map(levels[1], to(0, 3, 0)).unwrap();
+    for refused in [to(8, 2, 0), to(8, 3, 1)] {
+        let before = (setup.context.clone(), setup.hardware.calls);
+        let error = refusal(setup.map(levels[1], refused));
+        let says = "takes 5 entries in the I/O page table of \"a0\", which holds 4";
+        assert!(error.errno() == ENOSPC && error.to_string().contains(says), "{error}");
+        assert_eq!((setup.context.clone(), setup.hardware.calls), before);
+    }
+    setup.map(levels[1], to(8, 1, 0)).unwrap();
+    // Of a parent too: each of its pages is one more piece for whatever leads there.
+    setup.unmap_pages(levels[0], 1, 1);
+    setup.map(levels[1], to(16, 2, 1)).unwrap();
+    assert_eq!(setup.pieces(A).len(), 4);
+    let before = setup.hardware.calls;
+    assert_eq!(errno(setup.map(levels[0], at(1, 1))), ENOSPC);
+    assert_eq!(setup.hardware.calls, before);
+    setup.unmap_pages(levels[1], 16, 2);
+    setup.map(levels[0], at(1, 1)).unwrap();
+    assert_eq!(setup.pieces(A).len(), 4);
+    // What is counted is what is there, also after all was taken away and shown again.
+    setup.execute(setup.context.plan_unmap(levels[0], Unmap::All)).unwrap();
+    setup.map(levels[0], at(0, 4)).unwrap();
+    setup.map(levels[1], to(20, 1, 0)).unwrap();
+    setup.map(levels[1], to(24, 1, 0)).unwrap();
+    assert_eq!(setup.pieces(A).len(), 4);
+    setup.detach(wide, levels[1]).unwrap();
+    assert_eq!(setup.pieces(A).len(), 4);
+}
+
+#[test]
+fn leaves_whose_pieces_a_table_cannot_hold_are_refused_before_hardware_is_touched() {
+    let (mut setup, _, levels) = Setup::nested_on(2, geometry(PAGE, &[(0, u64::MAX)], 4));
+    for page in 0..4 {
+        setup.map(levels[0], at(page, 1)).unwrap();
+    }
+    let before = setup.hardware.calls;
+    let leaves = [leaf(0, 4, 0), leaf(8, 1, 0)];
+    assert_eq!(errno(setup.bind_table(levels[1], &leaves)), ENOSPC);
+    assert_eq!(setup.hardware.calls, before);
+    setup.bind_table(levels[1], &leaves[..1]).unwrap();
+    // One piece goes and another comes.
+    setup.invalidate(levels[1], Range::ALL, &[leaf(0, 2, 0), leaf(8, 2, 0)]).unwrap();
+    let (before, held) = (setup.hardware.calls, setup.pieces(A));
+    let more = [leaf(0, 2, 0), leaf(8, 2, 0), leaf(16, 1, 3)];
+    assert_eq!(errno(setup.invalidate(levels[1], Range::ALL, &more)), ENOSPC);
+    assert_eq!((setup.hardware.calls, setup.pieces(A)), (before, held));
+}
+
+#[test]
 fn a_device_stays_on_a_child_while_its_table_cannot_hold_the_parent() {
     let (mut setup, device, levels) = Setup::nested_on(3, geometry(PAGE, VTD, 4));
     for page in 0..3 {
@@ -727,6 +782,44 @@ fn what_a_child_cannot_be_shown_for_the_table_shows_the_parent_again() {
         setup.detach(device, levels[1]).unwrap_err();
         assert_eq!((setup.context.clone(), setup.pieces(A)), before);
     }
+}
+
+#[test]
+fn a_broken_table_can_be_left_at_once_by_way_of_where_its_path_begins() {
+    let (mut setup, device, levels) = Setup::nested(3);
+    let memory = setup.map(levels[0], at(0, 4)).unwrap();
+    setup.map(levels[1], to(0, 4, 0)).unwrap();
+    setup.map(levels[2], to(0, 1, 0)).unwrap();
+    setup.hardware.refuse([]);
+    assert_eq!(errno(setup.detach(device, levels[0])), EBUSY);
+    let sibling = setup.follow(A, "a1", &levels[..2]);
+    setup.hardware.refuse([1, 2]);
+    setup.detach(device, levels[2]).unwrap_err();
+    // The parent cannot be shown, however often that is tried.
+    setup.hardware.refuse([1, 2]);
+    setup.detach(device, levels[2]).unwrap_err();
+    assert_eq!(errno(setup.detach(device, levels[1])), EBUSY);
+    assert_eq!(errno(setup.map(levels[0], at(8, 1))), EIO);
+    setup.hardware.refuse([]);
+    setup.detach(device, levels[0]).unwrap();
+    assert_eq!(setup.context.device_info(device).unwrap().ioasid, None);
+    assert_eq!((setup.hardware.calls, errno(setup.map(levels[0], at(8, 1)))), (0, EIO));
+    assert_eq!(errno(setup.attach(device, levels[0])), EIO);
+    // The last of the group takes the table with it.
+    setup.hardware.refuse([0]);
+    let before = setup.context.clone();
+    let refused = setup.detach(sibling, levels[0]);
+    assert!(matches!(refused, Err(ExecuteError::Refused { .. })), "{refused:?}");
+    assert_eq!(setup.context, before);
+    setup.hardware.refuse([]);
+    setup.detach(sibling, levels[0]).unwrap();
+    assert_eq!((setup.pieces(A), setup.hardware.calls), (vec![], 1));
+    assert!(setup.context.tables().all(|table| !table.broken && table.shows.is_none()));
+    for device in [device, sibling] {
+        levels[..2].iter().for_each(|&level| drop(setup.attach(device, level).unwrap()));
+    }
+    assert_eq!(setup.pieces(A), [(0, 4, memory, 0)]);
+    setup.map(levels[0], at(8, 1)).unwrap();
 }
 
 #[test]
@@ -911,4 +1004,23 @@ fn a_table_stays_bound_while_no_device_is_attached() {
     assert_eq!(setup.pieces(A), [(0, 4, memory, 0)]);
     setup.attach(device, levels[1]).unwrap();
     assert_eq!(setup.pieces(A), [(1, 1, memory, 2)]);
+}
+
+#[test]
+fn a_device_that_leaves_all_at_once_shows_nothing_on_the_way() {
+    let (mut setup, device, levels) = Setup::nested(3);
+    let memory = setup.map(levels[0], at(0, 4)).unwrap();
+    setup.map(levels[1], to(0, 2, 0)).unwrap();
+    let plan = setup.context.plan_leave(device).unwrap();
+    assert_eq!(plan.changes(), [Change::Clear { group: A }]);
+    // As far as others of its group stay, their table shows what they are attached to.
+    let sibling = setup.follow(A, "a1", &levels[..1]);
+    setup.execute(setup.context.plan_leave(device)).unwrap();
+    assert_eq!(setup.pieces(A), [(0, 4, memory, 0)]);
+    let plan = setup.context.plan_leave(device).unwrap();
+    assert_eq!(plan.changes(), []);
+    setup.execute(Ok(plan)).unwrap();
+    setup.execute(setup.context.plan_leave(sibling)).unwrap();
+    assert_eq!(setup.pieces(A), []);
+    assert!(setup.context.devices().all(|device| device.ioasid.is_none()));
 }

@@ -103,6 +103,8 @@ pub struct Plan {
     pub(crate) changes: Vec<Change>,
     pub(crate) commit: Commit,
     pub(crate) charge: u64,
+    /// How many entries tables hold afterwards, of those that show a child and change.
+    pub(crate) held: Vec<(GroupId, usize)>,
 }
 
 /// What a plan was made for, each with its generation.
@@ -123,7 +125,11 @@ impl Basis {
 impl Plan {
     /// A plan that charges nothing.
     pub(crate) fn new(basis: Basis, changes: Vec<Change>, commit: Commit) -> Self {
-        Self { basis, changes, commit, charge: 0 }
+        Self { basis, changes, commit, charge: 0, held: vec![] }
+    }
+
+    pub(crate) fn and_held(self, held: Vec<(GroupId, usize)>) -> Self {
+        Self { held, ..self }
     }
 
     /// How many bytes are newly charged to the owner of the memory if the plan is committed; 0 for
@@ -167,6 +173,10 @@ pub(crate) enum Commit {
     },
     Detach {
         device: DeviceId,
+        /// To how many IOASIDs it stays attached.
+        level: usize,
+        /// Its table holds what it shows then.
+        intact: bool,
     },
     Free {
         ioasid: Ioasid,

@@ -48,7 +48,7 @@ impl Context {
     ///
     /// # Errors
     /// Those of [`check_bind_table`](Self::check_bind_table), [`Error::TooManyMappings`],
-    /// [`Error::TooManyPieces`].
+    /// [`Error::TooManyPieces`], [`Error::TableFull`].
     pub fn plan_bind_table(
         &self,
         ioasid: Ioasid,
@@ -76,7 +76,7 @@ impl Context {
     ///
     /// # Errors
     /// Those of [`bound_table`](Self::bound_table), [`Error::TooManyMappings`],
-    /// [`Error::TooManyPieces`].
+    /// [`Error::TooManyPieces`], [`Error::TableFull`].
     pub fn plan_invalidate(
         &self,
         ioasid: Ioasid,
@@ -148,9 +148,10 @@ impl Context {
         for (mapped, mapping) in &added {
             changes.extend(self.additions(ioasid, *mapped, mapping, &mut budget)?);
         }
+        let held = self.check_room(budget)?;
         let added = added.into_iter().map(|(mapped, mapping)| (mapped.start(), mapping)).collect();
         let commit = Commit::Reread { ioasid, bound, removed, added };
-        Ok(Plan::new(self.basis(ioasid), changes, commit))
+        Ok(Plan::new(self.basis(ioasid), changes, commit).and_held(held))
     }
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Table {
     /// What its devices are attached to, each nested on the one before. It shows the last. As long
     /// as the highest level of its devices.
     pub(crate) path: Vec<Ioasid>,
+    /// How many entries it holds, if what it shows is a child.
+    pub(crate) held: usize,
     /// It may hold something other than what it shows.
     pub(crate) broken: bool,
     /// Changes with everything above.
@@ -33,6 +35,11 @@ impl Table {
     /// The address space that it shows.
     pub(crate) fn shows(&self) -> Option<Ioasid> {
         self.path.last().copied()
+    }
+
+    /// It shows one that is nested on another.
+    pub(crate) fn shows_child(&self) -> bool {
+        self.path.len() > 1
     }
 
     /// What is nested on `ioasid`, in the path: nothing if that is shown or not in the path.
