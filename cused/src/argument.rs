@@ -70,6 +70,8 @@ pub struct CallerMemory<'a> {
     inputs: Vec<IoVec>,
     outputs: Vec<IoVec>,
     written: Vec<u8>,
+    /// All outputs that were to be checked could be.
+    is_checked: bool,
 }
 
 impl<'a> CallerMemory<'a> {
@@ -91,6 +93,7 @@ impl<'a> CallerMemory<'a> {
             inputs: Vec::new(),
             outputs: Vec::new(),
             written: Vec::new(),
+            is_checked: true,
         }
     }
 
@@ -181,30 +184,41 @@ impl<'a> CallerMemory<'a> {
 
     /// Checks that an output can be written, by writing to it what it holds: for commands that
     /// change something and then report it, so that a bad pointer is noticed before the change.
-    /// (By retry the kernel copies after the answer, and nothing can be checked beforehand.)
-    pub fn check_writable(&self, output: Output, holds: &[u8]) -> Result<(), Failure> {
-        if self.by_retry {
-            return Ok(());
+    /// By retry too, where the kernel copies after the answer, if the caller can be reached; if not,
+    /// nobody can tell: see [`is_checked`](Self::is_checked).
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn check_writable(&mut self, output: Output, holds: &[u8]) -> Result<(), Failure> {
+        let address = self.outputs[output.0].base;
+        match self.tid.ok_or(Errno::PERM).and_then(|tid| tid.write(address, holds)) {
+            Ok(()) => Ok(()),
+            Err(error) if self.by_retry && error != Errno::FAULT => {
+                self.is_checked = false;
+                Ok(())
+            }
+            Err(_) => Err(unwritable(address, holds)),
         }
-        self.write_directly(self.outputs[output.0].base, holds)
+    }
+
+    /// Whether every output that was to be checked could be. If not, it is never known whether it
+    /// has reached the caller.
+    pub fn is_checked(&self) -> bool {
+        self.is_checked
     }
 
     /// Checks that an output that holds nothing yet can be written, by writing zeroes.
     ///
     /// # Errors
     /// EFAULT.
-    pub fn check_output(&self, output: Output) -> Result<(), Failure> {
+    pub fn check_output(&mut self, output: Output) -> Result<(), Failure> {
         let len = self.outputs[output.0].len;
         self.check_writable(output, &vec![0; len as usize])
     }
 
     fn write_directly(&self, address: u64, bytes: &[u8]) -> Result<(), Failure> {
         let written = self.tid.ok_or(Errno::FAULT).and_then(|tid| tid.write(address, bytes));
-        written.map_err(|_| {
-            let len = bytes.len();
-            let what = format!("the {len} bytes at {address:#x} of the program cannot be written");
-            Failure::new(Errno::FAULT, what)
-        })
+        written.map_err(|_| unwritable(address, bytes))
     }
 
     /// Writes a result. Outputs are written in the order in which they were reserved; each once.
@@ -340,6 +354,12 @@ fn unreadable(address: u64, len: usize) -> Stop {
     Failure::new(Errno::FAULT, sentence).into()
 }
 
+fn unwritable(address: u64, bytes: &[u8]) -> Failure {
+    let len = bytes.len();
+    let sentence = format!("the {len} bytes at {address:#x} of the program cannot be written");
+    Failure::new(Errno::FAULT, sentence)
+}
+
 fn unreachable_caller(error: Errno) -> Stop {
     Failure::new(
         Errno::FAULT,
@@ -421,6 +441,29 @@ mod tests {
         let with_tail = |tail: [u8; 4]| [sent.as_bytes(), &tail].concat();
         assert_eq!(by_retry(&with_tail([0; 4]), 0, read).0, Ok(sent));
         assert_eq!(errno(by_retry(&with_tail([0, 0, 0, 1]), 0, read).0), Errno::TOOBIG);
+    }
+
+    #[test]
+    fn by_retry_an_output_is_checked_if_the_caller_can_be_reached() {
+        let (interrupt, responder, stages) =
+            (Interrupt::new(), Responder::detached(), Stages::default());
+        let checked = |tid, address| {
+            let caller = Caller { tid, ..Caller::default() };
+            let call = Ioctl::detached(0, address, &interrupt, &responder);
+            let request = Ioctl { caller, unrestricted: true, ..call };
+            let mut memory = CallerMemory::new(&request, Access::Retry, &stages);
+            let output = memory.reserve(address, 8);
+            let result = memory.check_output(output).map_err(|failure| failure.errno);
+            (result, memory.is_checked())
+        };
+        let place = std::sync::atomic::AtomicU64::new(1);
+        let address = place.as_ptr().addr() as u64;
+        assert_eq!(checked(std::process::id(), address), (Ok(()), true));
+        assert_eq!(place.into_inner(), 0);
+        // Code can be read.
+        let code = (errno::<()> as *const ()).addr() as u64;
+        assert_eq!(checked(std::process::id(), code).0, Err(Errno::FAULT));
+        assert_eq!(checked(0, address), (Ok(()), false));
     }
 
     #[test]

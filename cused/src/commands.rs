@@ -442,16 +442,18 @@ impl<'a> Command<'a, '_, '_> {
         (unmap.size, bitmap) = match dirty {
             false => (self.unmap(&turn, ioasid, what)?, None),
             true => {
-                let (size, bits, place) = self.unmap_dirty(&turn, ioasid, &unmap)?;
-                (size, Some((bits, place)))
+                let (size, taken, place) = self.unmap_dirty(&turn, ioasid, &unmap)?;
+                (size, Some((taken, place)))
             }
         };
         drop(turn);
         let known = (unmap.argsz as usize).min(size_of::<uapi::UnmapDma>());
-        self.memory.write(output, &unmap.as_bytes()[..known])?;
-        if let Some((bits, place)) = bitmap {
-            self.memory.write(place, bits.as_bytes())?;
+        let mut told = self.memory.write(output, &unmap.as_bytes()[..known]);
+        if let Some((taken, place)) = bitmap {
+            told = told.and_then(|()| self.memory.write(place, taken.bits.as_bytes()));
+            told = self.settle_written(ioasid, &taken, told);
         }
+        told?;
         Ok(0)
     }
 
@@ -678,15 +680,19 @@ impl<'a> Command<'a, '_, '_> {
             return self.detach_pasid((device, attach.user_pasid), ioasid);
         }
         let turn = self.attachment_turn(device, ioasid)?;
+        let state = self.context.state();
         // What is illegal must change nothing; and what was read of a PASID table stands in no way.
-        drop(self.context.state().engine.plan_detach(device, ioasid)?);
+        drop(state.engine.plan_detach(device, ioasid)?);
+        // Below the one that is named, if a broken table is left.
+        let deepest = state.engine.device_info(device)?.ioasid.unwrap_or(ioasid);
+        drop(state);
         self.forget_pasids(&turn, |(other, _)| other == device)?;
         let plan = self.context.state().engine.plan_detach(device, ioasid)?;
         self.follow(&turn, plan)?;
         let state = self.context.state();
         let is_attached = |pasid| state.pasids.device((device, pasid)).is_some();
         let is_detached = |pasid: Option<u32>| !pasid.is_some_and(is_attached);
-        self.context.faults.detached(device, ioasid, is_detached);
+        self.context.faults.detached(device, deepest, is_detached);
         Ok(0)
     }
 

@@ -254,6 +254,7 @@ static void refuses(struct ioasid_dirty dirty, int error, const char *what)
 static void check_errors(void)
 {
 	struct bits bits = NONE;
+	void *readable = mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	__u32 ioasid = alloc_ioasid(node);
 	struct ioasid_dirty good = order(ioasid, IOASID_DIRTY_READ, IOVA, 65 * PAGE, &bits), bad;
 	struct ioasid_dirty start = order(ioasid, IOASID_DIRTY_START, 0, 0, NULL);
@@ -262,6 +263,8 @@ static void check_errors(void)
 		.size = SIZE, .page_size = PAGE, .bitmap = (uintptr_t)&bits, .bitmap_size = 32,
 	}, wrong;
 
+	if (readable == MAP_FAILED)
+		die("mmap");
 	refuses(start, ENODEV, "START before a device is attached");
 	refuses(good, ENODEV, "READ before a device is attached");
 	attach(node, device.id, ioasid);
@@ -293,6 +296,7 @@ static void check_errors(void)
 	BAD(good, size = (IOASID_DIRTY_PAGES_MAX + 1ULL) * PAGE, EINVAL, "READ of too many pages");
 	BAD(good, iova = -PAGE, EOVERFLOW, "READ of what wraps");
 	BAD(good, bitmap = PAGE, EFAULT, "READ to nowhere");
+	BAD(good, bitmap = (uintptr_t)readable, EFAULT, "READ to where nothing can be written");
 	wrong = unmap;
 	wrong.bitmap_size = 31;
 	must_refuse(node, IOASID_UNMAP_DMA, &wrong, EINVAL, "UNMAP with a bitmap that is too small");
@@ -311,11 +315,15 @@ static void check_errors(void)
 	wrong = unmap;
 	wrong.bitmap = PAGE;
 	must_refuse(node, IOASID_UNMAP_DMA, &wrong, EFAULT, "UNMAP with a bitmap nowhere");
+	wrong.bitmap = (uintptr_t)readable;
+	must_refuse(node, IOASID_UNMAP_DMA, &wrong, EFAULT, "UNMAP with a bitmap that cannot be written");
 	if (get_info(node, ioasid).nr_mappings != 1)
 		die("a refused UNMAP has unmapped something");
 	/* Nothing was taken by what was refused. */
 	reads(ioasid, IOVA, SIZE, expected(pages(5, 5), 0, PAGES - 1), "what was written before");
+	munmap(readable, PAGE);
 	give_back(ioasid);
+	ok("a refused command takes nothing of what was written");
 }
 
 static void check_nesting(void)

@@ -36,12 +36,14 @@
  *   EINTR       a signal arrived before anything was changed; nothing was changed. A call that
  *               waits for its turn or pins memory is not ended by signals with a handler: the
  *               kernel runs the handler and begins the call again
- *   EIO         the hardware, or the backend that drives it, failed unexpectedly
+ *   EIO         the hardware, or the backend that drives it, failed unexpectedly; or it did so
+ *               before, and what an I/O page table holds is unknown since: see DETACH_DEVICE
  *
  * After a failed command the context is exactly as it was before. Every failure has a
  * sentence that explains it: see IOASID_GET_ERROR. (Where the daemon cannot reach a program's
  * memory, the kernel copies for it. The kernel then refuses bad pointers by itself, without a
- * sentence, and finds that an output cannot be written only after the command was done.)
+ * sentence, and finds that an output cannot be written only after the command was done, unless
+ * the daemon can at least look for that.)
  *
  * If several things are wrong, the first of these is reported: the argument cannot be read or
  * its results be written, argsz, flags and reserved fields, unknown ids, the state (no device
@@ -529,6 +531,10 @@ struct ioasid_vector {
  * tracked exactly. VFIO type1 knows no better than that every page it has pinned may have been
  * written, and says so each time.
  *
+ * What cannot be written to the bitmap is not cleared. Where the kernel copies (see the head of
+ * this file) for a program that the daemon cannot reach, the daemon never knows: for such a program
+ * READ and UNMAP_DIRTY clear nothing, and say of pages again what they have said.
+ *
  * Input: ioasid. READ: [iova, iova + size), mapped or not; page_size, the smallest page size of
  *        the IOASID; bitmap and bitmap_size: room for one bit a page,
  *        rounded up to 8 bytes.
@@ -680,6 +686,10 @@ struct ioasid_attach_device {
  * IOASID_DETACH_DEVICE - undo an attach; the device then reaches no memory
  *
  * The IOASID keeps its mappings for the devices that it has or will get.
+ *
+ * Of an IOASID whose commands fail with EIO, as the table of a device could not be restored after
+ * a failure, the device is detached from that and from all children at once, if the IOASID is
+ * the one that it was attached to first. The table is cleared with the last device of it.
  *
  * Input: as for IOASID_ATTACH_DEVICE.
  * Return: 0.

@@ -16,6 +16,13 @@ struct Bitmap {
     output: Output,
 }
 
+/// What was taken of what is known to be written.
+pub(super) struct Taken {
+    ranges: Vec<Range>,
+    /// A bit for each page, the lowest of a byte first.
+    pub(super) bits: Vec<u64>,
+}
+
 impl Command<'_, '_, '_> {
     pub(super) fn dirty(&mut self, arg: u64) -> Done {
         let dirty: uapi::Dirty = self.memory.structure(arg)?;
@@ -38,8 +45,9 @@ impl Command<'_, '_, '_> {
             // What is taken and cannot be written would be lost.
             self.memory.check_output(bitmap.output)?;
             self.harvest_all(ioasid)?;
-            let bits = self.take_written(ioasid, bitmap.range, bitmap.page)?;
-            self.memory.write(bitmap.output, bits.as_bytes())?;
+            let taken = self.take_written(ioasid, bitmap.range, bitmap.page)?;
+            let told = self.memory.write(bitmap.output, taken.bits.as_bytes());
+            self.settle_written(ioasid, &taken, told)?;
             return Ok(0);
         }
         self.track(&turn, ioasid, dirty.flags == uapi::DIRTY_START)?;
@@ -88,7 +96,9 @@ impl Command<'_, '_, '_> {
     /// and end.
     fn harvest(&self, group: GroupId, range: Range) -> Result<(), Failure> {
         let state = self.context.state();
-        if !state.engine.is_tracked(group) {
+        let is_broken = |info: ioasid::TableInfo| info.group == group && info.broken;
+        // What a table holds that could not be restored is unknown, and so is what was written by it.
+        if !state.engine.is_tracked(group) || state.engine.tables().any(is_broken) {
             return Ok(());
         }
         let Some(table) = state.table(group).filter(|table| table.lock().pins()).cloned() else {
@@ -121,13 +131,28 @@ impl Command<'_, '_, '_> {
         })
     }
 
-    /// UNMAP_DMA with a bitmap. Gives how many bytes were unmapped, the bitmap and its place.
+    /// What was told of is taken for good; what was not is there for whoever asks next, and so is what
+    /// nobody knows whether it has arrived.
+    pub(super) fn settle_written(
+        &self,
+        ioasid: Ioasid,
+        taken: &Taken,
+        told: Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        if told.is_err() || !self.memory.is_checked() {
+            self.context.state().engine.give_back_written(ioasid, &taken.ranges);
+        }
+        told
+    }
+
+    /// UNMAP_DMA with a bitmap. Gives how many bytes were unmapped, what was written and where to
+    /// tell it.
     pub(super) fn unmap_dirty(
         &mut self,
         turn: &Turn<'_>,
         ioasid: Ioasid,
         unmap: &uapi::UnmapDma,
-    ) -> Result<(u64, Vec<u64>, Output), Stop> {
+    ) -> Result<(u64, Taken, Output), Stop> {
         let place = (unmap.bitmap, unmap.bitmap_size);
         let bitmap = self.bitmap(ioasid, (unmap.iova, unmap.size), unmap.page_size, place)?;
         self.memory.ready()?;
@@ -135,8 +160,8 @@ impl Command<'_, '_, '_> {
         self.memory.check_output(bitmap.output)?;
         let what = Unmap::Range { iova: unmap.iova, size: unmap.size };
         let size = self.unmap(turn, ioasid, what)?;
-        let bits = self.take_written(ioasid, bitmap.range, bitmap.page)?;
-        Ok((size, bits, bitmap.output))
+        let taken = self.take_written(ioasid, bitmap.range, bitmap.page)?;
+        Ok((size, taken, bitmap.output))
     }
 
     /// Checks where a bitmap of `page` bytes a bit is to be written.
@@ -169,17 +194,17 @@ impl Command<'_, '_, '_> {
         Ok(Bitmap { range, page, output })
     }
 
-    /// Takes what is known to be written in a range: a bit for each page of `page` bytes.
+    /// Takes what is known to be written in a range, in pages of `page` bytes. To be settled.
     pub(super) fn take_written(
         &self,
         ioasid: Ioasid,
         range: Range,
         page: u64,
-    ) -> Result<Vec<u64>, Failure> {
-        let taken = self.context.state().engine.take_written(ioasid, range)?;
+    ) -> Result<Taken, Failure> {
+        let ranges = self.context.state().engine.take_written(ioasid, range)?;
         let pages = range.bytes() / u128::from(page);
         let mut bits = vec![0_u64; pages.div_ceil(64) as usize];
-        for written in taken {
+        for written in &ranges {
             let first = (written.start() - range.start()) / page;
             let last = (written.last() - range.start()) / page;
             for bit in first..=last {
@@ -188,6 +213,6 @@ impl Command<'_, '_, '_> {
         }
         // The lowest bit of a byte comes first, whatever the machine.
         bits.iter_mut().for_each(|word| *word = word.to_le());
-        Ok(bits)
+        Ok(Taken { ranges, bits })
     }
 }

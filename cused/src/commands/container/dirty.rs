@@ -16,6 +16,7 @@ use vfio_bindings::bindings::vfio::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::super::dirty::Taken;
 use super::{Command, DmaUnmap, Done, as_type1, refuse};
 use crate::argument::{Output, Stop};
 use crate::context::{Claim, Container};
@@ -158,8 +159,9 @@ impl Command<'_, '_, '_> {
         self.check_bitmap(ioasid, (iova, size), bitmap)?;
         self.harvest_all(ioasid)?;
         let mapped = self.mapped_in(ioasid, range);
-        self.fill(ioasid, range, bitmap.page, &mapped, &mut place)?;
-        self.memory.write(place.output, place.words.as_bytes())?;
+        let taken = self.fill(ioasid, range, bitmap.page, &mapped, &mut place)?;
+        let told = self.memory.write(place.output, place.words.as_bytes());
+        self.settle_written(ioasid, &taken, told)?;
         Ok(0)
     }
 
@@ -197,10 +199,11 @@ impl Command<'_, '_, '_> {
         self.check_bitmap(ioasid, (iova, size), bitmap)?;
         let mapped = self.mapped_in(ioasid, range);
         unmap.size = self.unmap(&turn, ioasid, Unmap::Range { iova, size })?;
-        self.fill(ioasid, range, bitmap.page, &mapped, &mut place)?;
+        let taken = self.fill(ioasid, range, bitmap.page, &mapped, &mut place)?;
         drop(turn);
-        self.memory.write(output, unmap.as_bytes())?;
-        self.memory.write(place.output, place.words.as_bytes())?;
+        let told = self.memory.write(output, unmap.as_bytes());
+        let told = told.and_then(|()| self.memory.write(place.output, place.words.as_bytes()));
+        self.settle_written(ioasid, &taken, told)?;
         Ok(0)
     }
 
@@ -266,13 +269,13 @@ impl Command<'_, '_, '_> {
         page: u64,
         mapped: &[Range],
         place: &mut Place,
-    ) -> Result<(), Failure> {
-        let written = self.take_written(ioasid, range, page)?;
+    ) -> Result<Taken, Failure> {
+        let taken = self.take_written(ioasid, range, page)?;
         for mapping in mapped {
             let first = (mapping.start() - range.start()) / page;
-            place.enter(&written, first, mapping.bytes() as u64 / page);
+            place.enter(&taken.bits, first, mapping.bytes() as u64 / page);
         }
-        Ok(())
+        Ok(taken)
     }
 }
 
