@@ -188,12 +188,7 @@ impl Simulator {
                 let geometry = group.geometry.clone();
                 let claim = Claim { simulator: Arc::clone(self), group: number, geometry };
                 let geometry = claim.geometry.clone();
-                Ok(Table {
-                    claims: vec![claim],
-                    geometry,
-                    extents: BTreeMap::new(),
-                    is_severed: false,
-                })
+                Ok(Table { claims: vec![claim], geometry, extents: BTreeMap::new() })
             }
             _ => Err(Failure::new(
                 Errno::BUSY,
@@ -241,8 +236,6 @@ pub struct Table {
     geometry: Geometry,
     /// By IOVA. None overlaps another.
     extents: BTreeMap<u64, Extent>,
-    /// It translates nothing, whatever it holds.
-    is_severed: bool,
 }
 
 /// What a device transfers: bytes from memory, or to it.
@@ -291,12 +284,7 @@ impl Refused {
 impl Table {
     /// A table for DMA with one PASID of a device.
     pub fn for_pasid(geometry: Geometry) -> Self {
-        Self { claims: vec![], geometry, extents: BTreeMap::new(), is_severed: false }
-    }
-
-    /// Whether DMA is to reach nothing from now on, whatever the table holds: while it is taken down.
-    pub fn sever(&mut self, is_severed: bool) {
-        self.is_severed = is_severed;
+        Self { claims: vec![], geometry, extents: BTreeMap::new() }
     }
 
     /// Has the groups of `other`, which maps nothing, share this table.
@@ -400,9 +388,6 @@ impl Table {
     /// Moves as much as one page gives, so that what was moved before a fault is known exactly.
     fn step(&self, at: u64, transfer: &mut Transfer<'_>, done: usize) -> Result<usize, Reason> {
         const PAGE: u64 = 4096;
-        if self.is_severed {
-            return Err(Reason::NotMapped);
-        }
         let below = self.extents.range(..=at).next_back();
         let (_, extent) =
             below.filter(|(_, extent)| extent.last() >= at).ok_or(Reason::NotMapped)?;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use cuse_channel::Interrupt;
 use ioasid::pgtable::{self, Budget, Format, Leaf, Root, TableMemory, WalkError};
 use ioasid::{Change, Contents as _, Ioasid, Map, MemoryId, Plan, Range};
 use ioasid_uapi as uapi;
@@ -148,7 +149,7 @@ impl Command<'_, '_, '_> {
         let most = u64::from(info.max_mappings);
         // Each table of a sensible one leads to a leaf; the rest is for those that lead nowhere.
         let mut budget = Budget { tables: 4 * most + 4096, leaves: most };
-        let mut memory = ParentMemory::new(self.context, parent);
+        let mut memory = ParentMemory::new(self.context, parent, self.interrupt);
         let mut leaves = vec![];
         let walked = self.memory.reading(|| {
             pgtable::walk(root, usable, &mut memory, &mut budget, &mut |leaf| leaves.push(leaf))
@@ -157,7 +158,7 @@ impl Command<'_, '_, '_> {
             Ok(()) => return Ok(leaves),
             Err(WalkError::TooManyLeaves) => format!("maps more than {most} pages"),
             Err(WalkError::TooManyTables) => "leads to too many tables".to_owned(),
-            Err(WalkError::Memory(never)) => match never {},
+            Err(WalkError::Memory(Interrupted)) => return Err(Stop::Restart),
         };
         Err(Failure::new(
             Errno::NOSPC,
@@ -173,11 +174,12 @@ impl Command<'_, '_, '_> {
     fn check_root(&mut self, ioasid: Ioasid, root: &Root) -> Result<(), Stop> {
         let parent = self.context.state().engine.parent(ioasid)?;
         let Some(parent) = parent else { return Ok(()) };
-        let mut memory = ParentMemory::new(self.context, parent);
+        let mut memory = ParentMemory::new(self.context, parent, self.interrupt);
         let mut entry = [0; 8];
         let found = self.memory.reading(|| memory.read(root.address(), &mut entry))?;
         match found {
             Ok(true) => Ok(()),
+            Err(Interrupted) => Err(Stop::Restart),
             Ok(false) => Err(Failure::new(
                 Errno::FAULT,
                 format!(
@@ -187,7 +189,6 @@ impl Command<'_, '_, '_> {
                 ),
             )
             .into()),
-            Err(never) => match never {},
         }
     }
 }
@@ -260,6 +261,7 @@ pub(super) fn formats() -> u64 {
 pub(super) struct ParentMemory<'a> {
     context: &'a Context,
     parent: Ioasid,
+    interrupt: &'a Interrupt,
     /// What was found last: most tables lie close together.
     last: Option<Found>,
 }
@@ -273,8 +275,8 @@ struct Found {
 
 impl<'a> ParentMemory<'a> {
     /// What is where an address space maps it.
-    pub(super) fn new(context: &'a Context, parent: Ioasid) -> Self {
-        Self { context, parent, last: None }
+    pub(super) fn new(context: &'a Context, parent: Ioasid, interrupt: &'a Interrupt) -> Self {
+        Self { context, parent, interrupt, last: None }
     }
 
     fn find(&mut self, address: u64) -> Option<&Found> {
@@ -299,10 +301,17 @@ impl<'a> ParentMemory<'a> {
     }
 }
 
+/// A signal waits for the caller. It has been let go or is about to be, so that there is no point in
+/// reading on: a table can be made to last.
+pub(super) struct Interrupted;
+
 impl TableMemory for ParentMemory<'_> {
-    type Error = std::convert::Infallible;
+    type Error = Interrupted;
 
     fn read(&mut self, address: u64, buffer: &mut [u8]) -> Result<bool, Self::Error> {
+        if self.interrupt.is_set() {
+            return Err(Interrupted);
+        }
         let mut done = 0;
         while done < buffer.len() {
             let at = match address.checked_add(done as u64) {

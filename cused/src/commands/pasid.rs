@@ -9,7 +9,7 @@ use ioasid::{Bind, DeviceId, Ioasid, Range};
 use ioasid_uapi as uapi;
 use rustix::io::Errno;
 
-use super::nested::ParentMemory;
+use super::nested::{Interrupted, ParentMemory};
 use super::{Command, Done, known_flags, refuse_invalid, reserved};
 use crate::argument::Stop;
 use crate::backend::Table;
@@ -146,12 +146,7 @@ impl<'a> Command<'a, '_, '_> {
     /// Lets go of what stands for a PASID. From the first step on its DMA reaches nothing.
     fn let_go(&self, turn: &Turn<'_>, stands_for_it: DeviceId) -> Result<(), Failure> {
         self.context.state().pasids.remove(stands_for_it);
-        // Of DMA that is under way too: on the way out the table shows what the IOASID is nested on.
-        self.sever(stands_for_it, true)?;
         let gone = self.detach_and_unbind(turn, stands_for_it);
-        if gone.is_err() {
-            self.sever(stands_for_it, false)?;
-        }
         let mut state = self.context.state();
         match gone {
             Ok(()) => state.pasids.forget_device(stands_for_it),
@@ -160,29 +155,9 @@ impl<'a> Command<'a, '_, '_> {
         gone
     }
 
-    fn sever(&self, stands_for_it: DeviceId, is_severed: bool) -> Result<(), Failure> {
-        let state = self.context.state();
-        let group = state.engine.device_info(stands_for_it)?.group;
-        let table = state.table(group).cloned();
-        drop(state);
-        if let Some(table) = table
-            && let Table::Simulated(table) = &mut *table.lock()
-        {
-            table.sever(is_severed);
-        }
-        Ok(())
-    }
-
     fn detach_and_unbind(&self, turn: &Turn<'_>, device: DeviceId) -> Result<(), Failure> {
-        loop {
-            let state = self.context.state();
-            let plan = match state.engine.device_info(device)?.ioasid {
-                Some(deepest) => state.engine.plan_detach(device, deepest)?,
-                None => break,
-            };
-            drop(state);
-            turn.execute_simply(plan)?;
-        }
+        let plan = self.context.state().engine.plan_leave(device)?;
+        turn.execute_simply(plan)?;
         let plan = self.context.state().engine.plan_unbind(device)?;
         turn.execute_simply(plan).map(drop)
     }
@@ -322,14 +297,14 @@ impl<'a> Command<'a, '_, '_> {
         let oldest = table.read.keys().next().copied().filter(|_| too_many);
         let Some(parent) = state.engine.parent(child)? else { return Ok(None) };
         drop(state);
-        let mut memory = ParentMemory::new(self.context, parent);
+        let mut memory = ParentMemory::new(self.context, parent, self.interrupt);
         let pasid = tag.1;
         let found =
             self.memory.reading(|| pasid::find(format, address, bits, pasid, &mut memory))?;
         let target = match found {
             Ok(Some(target)) => target,
             Ok(None) => return Ok(None),
-            Err(never) => match never {},
+            Err(Interrupted) => return Err(Stop::Restart),
         };
         if oldest.is_some() {
             self.forget_read(&turn, child, |other| Some(other) == oldest)?;
