@@ -473,6 +473,27 @@ impl Context {
         }
     }
 
+    /// Gives a device back with all that it is attached to. It is alone with its table, which goes with
+    /// it, so that there is nothing that hardware could refuse.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`]; [`Error::SiblingElsewhere`] if the table has other devices.
+    pub fn plan_withdraw(&self, device: DeviceId) -> Result<Plan, Error> {
+        let (group, table, member) = self.device(device)?;
+        let first = table.path.first().copied();
+        if table.devices.len() > 1 {
+            let siblings = names(table.devices.iter().filter(|other| other.id != device));
+            return match first {
+                Some(ioasid) => {
+                    Err(Error::SiblingElsewhere { device: member.name.clone(), siblings, ioasid })
+                }
+                None => self.plan_unbind(device),
+            };
+        }
+        let basis = first.map_or_else(Basis::default, |first| self.basis(first));
+        Ok(Plan::new(basis.and_group(group, table), vec![], Commit::Withdraw { device }))
+    }
+
     /// Gives back everything, when the open of the node ends. Tables that refuse are reported in
     /// [`Outcome::failures`](crate::Outcome::failures); they stop nothing. The plan never becomes
     /// stale: if the context has changed since, tables may be left uncleared.

@@ -294,6 +294,10 @@ impl Context {
                 }
             }
             Commit::Unbind { device } => outcome.retired = self.unbind(device),
+            Commit::Withdraw { device } => {
+                self.detach(device, 0, true);
+                outcome.retired = self.unbind(device);
+            }
             Commit::Release => self.release(outcome),
         }
     }

@@ -93,7 +93,7 @@ impl Change {
 /// - for map, unmap, free and what concerns a bound table: the IOASID and all that are nested on the
 ///   same, that is their mappings, which groups are attached to them, and the devices of these
 ///   groups; if registered memory is mapped, also its registration
-/// - for attach and detach: the IOASID and the group of the device
+/// - for attach, detach, leave and withdraw: the IOASID and the group of the device
 /// - for unbind: the group of the device
 /// - for release: nothing
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,6 +182,10 @@ pub(crate) enum Commit {
         ioasid: Ioasid,
     },
     Unbind {
+        device: DeviceId,
+    },
+    /// Detach from everything and unbind.
+    Withdraw {
         device: DeviceId,
     },
     Release,

@@ -648,12 +648,26 @@ impl<'a> Command<'a, '_, '_> {
             // Nobody is at work on its table.
             self.leave(group, home)?;
         }
-        if let Some(ioasid) = by_container {
-            let plan = self.context.state().engine.plan_detach(device, ioasid)?;
-            turn.execute_simply(plan)?;
+        let state = self.context.state();
+        let alone = state.engine.devices().filter(|other| other.group == group).count() == 1;
+        drop(state);
+        match by_container {
+            // Its table goes too. What that refuses matters to nobody.
+            Some(_) if alone => {
+                let plan = self.context.state().engine.plan_withdraw(device)?;
+                turn.execute_simply(plan)?;
+            }
+            Some(ioasid) => {
+                let plan = self.context.state().engine.plan_detach(device, ioasid)?;
+                turn.execute_simply(plan)?;
+                let plan = self.context.state().engine.plan_unbind(device)?;
+                turn.execute_simply(plan)?;
+            }
+            None => {
+                let plan = self.context.state().engine.plan_unbind(device)?;
+                turn.execute_simply(plan)?;
+            }
         }
-        let plan = self.context.state().engine.plan_unbind(device)?;
-        turn.execute_simply(plan)?;
         self.context.state().forget_device(device);
         self.context.faults.unbound(device);
         self.leave_container(turn)

@@ -497,6 +497,12 @@ impl State {
         self.memories.get(&id).map(|memory| (Arc::clone(&memory.backing), memory.base))
     }
 
+    /// How many memories are remembered.
+    #[cfg(test)]
+    pub fn memories(&self) -> usize {
+        self.memories.len()
+    }
+
     /// Lets memory go that no mapping refers to. To be dropped without the lock.
     #[must_use]
     pub fn forget_memory(&mut self, id: MemoryId) -> Garbage {

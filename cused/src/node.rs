@@ -179,6 +179,9 @@ fn refused(errno: Errno, output: Vec<u8>) -> IoctlReply {
 }
 
 #[cfg(test)]
+mod refusal_tests;
+
+#[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicBool;
 

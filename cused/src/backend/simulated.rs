@@ -282,6 +282,12 @@ impl Refused {
 }
 
 impl Table {
+    /// What it holds, in ascending order.
+    #[cfg(test)]
+    pub fn entries(&self) -> Vec<Entry> {
+        self.extents.values().map(|extent| extent.entry).collect()
+    }
+
     /// A table for DMA with one PASID of a device.
     pub fn for_pasid(geometry: Geometry) -> Self {
         Self { claims: vec![], geometry, extents: BTreeMap::new() }
@@ -320,6 +326,7 @@ impl Table {
         entry: &Entry,
         (memory, base): (&Arc<Backing>, u64),
     ) -> Result<(), Failure> {
+        refusal::check()?;
         if memory.has_registers() {
             return Err(Failure::unsupported(
                 "simulated devices cannot reach the registers of real ones",
@@ -347,6 +354,7 @@ impl Table {
     /// # Errors
     /// EIO for what the engine must never ask: cutting a mapping.
     pub fn unmap(&mut self, iova: u64, size: u64) -> Result<(), Failure> {
+        refusal::check()?;
         let last = iova + (size - 1);
         let before = self.extents.range(..iova).next_back();
         let inside = self.extents.range(iova..=last).next_back();
@@ -365,8 +373,9 @@ impl Table {
     /// See [`Table::clear`](super::Table::clear).
     ///
     /// # Errors
-    /// None.
+    /// None but those that tests ask for.
     pub fn clear(&mut self) -> Result<(), Failure> {
+        refusal::check()?;
         self.extents.clear();
         Ok(())
     }
@@ -419,4 +428,48 @@ impl Table {
 
 fn never(what: &str) -> Failure {
     Failure::new(Errno::IO, format!("the simulated table was asked for a range that is {what}"))
+}
+
+#[cfg(not(test))]
+mod refusal {
+    pub(super) fn check() -> Result<(), crate::failure::Failure> {
+        Ok(())
+    }
+}
+
+/// Refusals that unit tests ask for, of what their own thread has tables do.
+#[cfg(test)]
+pub mod refusal {
+    use std::cell::Cell;
+
+    use rustix::io::Errno;
+
+    use crate::failure::Failure;
+
+    thread_local! {
+        static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    /// Has the operation refused that comes after so many others.
+    pub fn after(operations: usize) {
+        LEFT.set(Some(operations));
+    }
+
+    /// Ends that; says whether it came to a refusal.
+    pub fn end() -> bool {
+        LEFT.take().is_none()
+    }
+
+    pub(super) fn check() -> Result<(), Failure> {
+        match LEFT.get() {
+            Some(0) => {
+                LEFT.set(None);
+                Err(Failure::new(Errno::NOLINK, "a test wants this to be refused"))
+            }
+            left => {
+                LEFT.set(left.map(|left| left - 1));
+                Ok(())
+            }
+        }
+    }
 }
