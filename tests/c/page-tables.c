@@ -17,7 +17,10 @@
  */
 #include "reach.h"
 
+#include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
+#include <sys/wait.h>
 
 /* Guest-physical: where the guest's memory, the tables and other tables are. */
 #define MEMORY_GPA	(16 * MIB)
@@ -696,7 +699,7 @@ static void self_reference(void)
  * A table for each level that leads 512 times to the next, the last of which is empty: with the
  * addresses that devices have today, just as many as are read.
  */
-static void many_ways_to_nothing(void)
+static const struct format *ways_to_nothing(void)
 {
 	const struct format *format;
 	__u64 gpa[6];
@@ -711,10 +714,115 @@ static void many_ways_to_nothing(void)
 		for (unsigned int i = 0; i < 512; i++)
 			at_gpa(gpa[level])[i] = format->table(gpa[level + 1],
 							      format->levels - 2 - level);
+	return format;
+}
+
+static void many_ways_to_nothing(void)
+{
+	const struct format *format = ways_to_nothing();
+
 	if (in_bounded_time(format, true, "a table that leads to nothing in 2^18 ways")) {
 		reaches_nothing(&device, SMALL, "a table that leads to nothing");
 		unbind_pgtable(node, child);
 	}
+}
+
+static atomic_bool walks;
+
+static void *walk(void *argument)
+{
+	struct ioasid_bind_pgtable *bind_data = argument;
+
+	must(node, IOASID_BIND_PGTABLE, bind_data, "BIND_PGTABLE in a thread");
+	walks = false;
+	return NULL;
+}
+
+/* How often an IOASID was mapped and unmapped while a walk went on. */
+static unsigned int rounds_beside(int fd, __u32 ioasid)
+{
+	unsigned int rounds = 0;
+
+	while (walks) {
+		map(fd, ioasid, GIB, guest, PAGE, MAP_BOTH);
+		unmap(fd, ioasid, GIB, PAGE);
+		rounds++;
+	}
+	return rounds;
+}
+
+/* A walk that lasts delays commands on its own family only. */
+static void walks_beside(void)
+{
+	const struct format *format = ways_to_nothing();
+	struct ioasid_bind_pgtable bind_data = page_table(child, format->number, TABLES_GPA,
+							  format->addr_width);
+	struct ioasid_info info = { .argsz = sizeof(info), .ioasid = child };
+	unsigned int rounds, looks = 0;
+	__u32 alone = alloc_ioasid(node);
+	pthread_t thread;
+
+	detach(node, other.id, parent);
+	attach(node, other.id, alone);
+	walks = true;
+	if (pthread_create(&thread, NULL, walk, &bind_data))
+		die("no thread");
+	rounds = rounds_beside(node, alone);
+	pthread_join(thread, NULL);
+	unbind_pgtable(node, child);
+	walks = true;
+	if (pthread_create(&thread, NULL, walk, &bind_data))
+		die("no thread");
+	while (walks) {
+		must(node, IOASID_GET_INFO, &info, "GET_INFO of what is being bound");
+		looks++;
+	}
+	pthread_join(thread, NULL);
+	unbind_pgtable(node, child);
+	if (rounds < 10 || looks < 10)
+		die("beside a walk another IOASID was mapped %u times, and its own looked at %u times",
+		    rounds, looks);
+	detach(node, other.id, alone);
+	free_ioasid(node, alone);
+	attach(node, other.id, parent);
+	ok("beside a walk another IOASID was mapped and unmapped %u times, its own looked at %u times",
+	   rounds, looks);
+}
+
+/* Who is killed in a walk leaves nothing bound, and the walk ends with him. */
+static void killed_in_a_walk(void)
+{
+	const struct format *format = ways_to_nothing();
+	struct ioasid_bind_pgtable bind_data = page_table(child, format->number, TABLES_GPA,
+							  format->addr_width);
+	double begin = now(), whole, rest;
+	pid_t program;
+
+	must(node, IOASID_BIND_PGTABLE, &bind_data, "BIND_PGTABLE that lasts");
+	whole = now() - begin;
+	unbind_pgtable(node, child);
+	program = fork();
+	if (program < 0)
+		die("cannot fork");
+	if (!program) {
+		ioctl(node, IOASID_BIND_PGTABLE, &bind_data);
+		_exit(EXIT_FAILURE);
+	}
+	sleep_ms(whole * 1000 / 8);
+	kill(program, SIGKILL);
+	if (waitpid(program, NULL, 0) != program)
+		die("waitpid");
+	begin = now();
+	map(node, parent, 2 * GIB, guest, PAGE, MAP_BOTH);
+	rest = now() - begin;
+	unmap(node, parent, 2 * GIB, PAGE);
+	holds(NULL, 0, "after a kill");
+	refuse(IOASID_UNBIND_PGTABLE, &(struct ioasid_bind_pgtable){
+		.argsz = sizeof(bind_data), .ioasid = child,
+	}, ENOENT, "UNBIND_PGTABLE of what a killed program wanted");
+	if (rest > whole / 2)
+		die("a walk of %.3f s went on for %.3f s after its program was killed", whole, rest);
+	ok("a walk of %.3f s ends with its program: %.3f s later its parent is mapped", whole, rest);
 }
 
 /* Few superpages, but what the parent maps there is many pieces. */
@@ -1008,8 +1116,11 @@ int main(int argc, char **argv)
 		tables_in_private_memory();
 	self_reference();
 	many_ways_to_nothing();
-	if (thorough)
+	if (thorough) {
 		many_pieces();
+		walks_beside();
+		killed_in_a_walk();
+	}
 	nowhere_and_garbage();
 	always_changing(&formats[0], seconds / 2, false);
 	always_changing(&formats[1], seconds / 2, true);
