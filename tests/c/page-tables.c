@@ -757,7 +757,6 @@ static void walks_beside(void)
 	const struct format *format = ways_to_nothing();
 	struct ioasid_bind_pgtable bind_data = page_table(child, format->number, TABLES_GPA,
 							  format->addr_width);
-	struct ioasid_info info = { .argsz = sizeof(info), .ioasid = child };
 	unsigned int rounds, looks = 0;
 	__u32 alone = alloc_ioasid(node);
 	pthread_t thread;
@@ -774,7 +773,7 @@ static void walks_beside(void)
 	if (pthread_create(&thread, NULL, walk, &bind_data))
 		die("no thread");
 	while (walks) {
-		must(node, IOASID_GET_INFO, &info, "GET_INFO of what is being bound");
+		get_info(node, child);
 		looks++;
 	}
 	pthread_join(thread, NULL);
