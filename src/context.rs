@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use crate::nesting::Budget;
 use crate::plan::{Basis, Commit};
-use crate::registered::Registrations;
-use crate::space::{Charge, Mapping, Shape, Space};
+use crate::registered::{Registrations, Sources};
+use crate::space::{Charge, Mapping, Shape, Space, extent};
 use crate::table::{Device, Table, names};
 use crate::{
     Change, Cookie, DeviceId, Error, Geometry, GroupId, Ioasid, MemoryId, Owner, Plan, Prot, Range,
@@ -217,24 +217,31 @@ impl Context {
     /// Those of `IOASID_MAP_DMA` that do not depend on memory, in the order that the crate's page
     /// gives.
     pub fn check_map(&self, ioasid: Ioasid, map: Map) -> Result<(), Error> {
+        let (space, geometry) = self.mappable_space(ioasid)?;
+        check_mapping(ioasid, space, geometry, map)?;
+        self.check_count(ioasid, space, geometry, 1)
+    }
+
+    /// An address space that takes maps, and what its tables can hold.
+    fn mappable_space(&self, ioasid: Ioasid) -> Result<(&Space, &Geometry), Error> {
         let space = self.usable_space(ioasid)?;
         check_unbound(ioasid, space)?;
-        let Shape { geometry, .. } = self.shape(ioasid, space)?;
-        if !map.prot.read && !map.prot.write {
-            return Err(Error::NoAccess);
-        }
-        aligned(ioasid, geometry, "vaddr", map.vaddr)?;
-        let range = aligned_range(ioasid, geometry, map.iova, map.size)?;
-        no_wrap("vaddr", map.vaddr, map.size)?;
-        check_permitted(ioasid, geometry, range)?;
-        if let Some(mapped) = space.overlapping(range) {
-            return Err(Error::Overlap { ioasid, range, mapped });
-        }
+        Ok((space, &self.shape(ioasid, space)?.geometry))
+    }
+
+    /// An address space must have room for so many mappings more.
+    fn check_count(
+        &self,
+        ioasid: Ioasid,
+        space: &Space,
+        geometry: &Geometry,
+        more: usize,
+    ) -> Result<(), Error> {
         let max = geometry.max_mappings.min(self.limits.max_mappings);
-        if space.len() >= max as usize {
-            return Err(Error::TooManyMappings { ioasid, max });
+        match space.len() + more > max as usize {
+            true => Err(Error::TooManyMappings { ioasid, max }),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Lets the attached devices reach `memory` (`IOASID_MAP_DMA`). No other mapping or registration
@@ -265,7 +272,9 @@ impl Context {
         let mut budget = Budget::new(ioasid);
         let changes = self.additions(ioasid, mapped, &mapping, &mut budget)?;
         let held = self.check_room(budget)?;
-        let basis = Basis { sources: source.into_iter().collect(), ..self.basis(ioasid) };
+        let mut sources = Sources::default();
+        source.into_iter().for_each(|source| sources.add(source));
+        let basis = Basis { sources, ..self.basis(ioasid) };
         let charge = space.charge(iova, &mapping);
         let added = vec![(iova, mapping)];
         Ok(Plan { basis, changes, commit: Commit::Map { ioasid, added }, charge, held })
@@ -282,39 +291,31 @@ impl Context {
         ioasid: Ioasid,
         maps: &[(Map, MemoryId)],
     ) -> Result<Plan, Error> {
-        let (mut sources, mut changes) = (Vec::with_capacity(maps.len()), vec![]);
-        let mut added: BTreeMap<u64, Mapping> = BTreeMap::new();
-        let mut budget = Budget::new(ioasid);
+        let (space, geometry) = self.mappable_space(ioasid)?;
+        let mut sources = Sources::default();
+        let mut added: Vec<(u64, Mapping)> = Vec::with_capacity(maps.len());
         for &(map, memory) in maps {
-            self.check_map(ioasid, map)?;
-            let Map { iova, size, vaddr, prot, owner, .. } = map;
-            let range = no_wrap("IOVA", iova, size)?;
-            let below = added.range(..=range.last()).next_back();
-            if let Some(mapped) = below
-                .and_then(|(&start, mapping)| Range::new(start, mapping.last))
-                .filter(|mapped| mapped.last() >= iova)
-            {
-                return Err(Error::Overlap { ioasid, range, mapped });
-            }
-            let memory_range = no_wrap("vaddr", vaddr, size)?;
-            let outside = Error::OutsideRegistered { range: memory_range };
-            let (source, _) = self.source(owner, vaddr, size)?.ok_or(outside)?;
+            let range = check_mapping(ioasid, space, geometry, map)?;
+            let Map { vaddr, size, prot, owner, .. } = map;
+            self.add_source(&mut sources, owner, vaddr, size)?;
             let (kind, charge) = (MapKind::Memory, Charge::Registered);
             let mapping = Mapping { last: range.last(), vaddr, memory, owner, prot, kind, charge };
-            changes.extend(self.additions(ioasid, range, &mapping, &mut budget)?);
-            sources.push(source);
-            added.insert(iova, mapping);
+            added.push((range.start(), mapping));
         }
-        let space = self.space(ioasid)?;
-        let max = self.shape(ioasid, space)?.geometry.max_mappings.min(self.limits.max_mappings);
-        if space.len() + added.len() > max as usize {
-            return Err(Error::TooManyMappings { ioasid, max });
+        // Most often they are in order already.
+        added.sort_by_key(|&(iova, _)| iova);
+        let mappings = || added.iter().map(|(iova, mapping)| extent((iova, mapping)));
+        let neighbours = mappings().zip(mappings().skip(1));
+        for ((mapped, _), (range, _)) in neighbours {
+            if mapped.last() >= range.start() {
+                return Err(Error::Overlap { ioasid, range, mapped });
+            }
         }
+        self.check_count(ioasid, space, geometry, added.len())?;
+        let mut budget = Budget::new(ioasid);
+        let changes = self.all_additions(ioasid, mappings(), &mut budget)?;
         let held = self.check_room(budget)?;
-        // A table at a time, which has less to do then.
-        changes.sort_by_key(|change| change.group());
         let basis = Basis { sources, ..self.basis(ioasid) };
-        let added = added.into_iter().collect();
         Ok(Plan::new(basis, changes, Commit::Map { ioasid, added }).and_held(held))
     }
 
@@ -688,6 +689,27 @@ fn check_unattached(
             Err(Error::SiblingElsewhere { device: device(), siblings, ioasid: shown })
         }
         _ => Ok(()),
+    }
+}
+
+/// A mapping must be one that the address space can take, beside those that are there. Gives its
+/// IOVAs.
+fn check_mapping(
+    ioasid: Ioasid,
+    space: &Space,
+    geometry: &Geometry,
+    map: Map,
+) -> Result<Range, Error> {
+    if !map.prot.read && !map.prot.write {
+        return Err(Error::NoAccess);
+    }
+    aligned(ioasid, geometry, "vaddr", map.vaddr)?;
+    let range = aligned_range(ioasid, geometry, map.iova, map.size)?;
+    no_wrap("vaddr", map.vaddr, map.size)?;
+    check_permitted(ioasid, geometry, range)?;
+    match space.overlapping(range) {
+        Some(mapped) => Err(Error::Overlap { ioasid, range, mapped }),
+        None => Ok(range),
     }
 }
 

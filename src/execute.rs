@@ -214,7 +214,7 @@ impl Context {
         let group_holds = group.is_none_or(|(group, generation)| {
             self.tables.get(&group).is_some_and(|table| table.generation == generation)
         });
-        let sources_hold = sources.iter().all(|&source| self.registrations.has(source));
+        let sources_hold = sources.iter().all(|(source, _)| self.registrations.has(source));
         if space_holds && group_holds && sources_hold { Ok(()) } else { Err(Error::StalePlan) }
     }
 
@@ -261,9 +261,7 @@ impl Context {
                 if let Some(space) = self.spaces.get_mut(&ioasid) {
                     added.into_iter().for_each(|(iova, mapping)| space.insert(iova, mapping));
                 }
-                for source in plan.basis.sources {
-                    self.registrations.use_source(source);
-                }
+                self.registrations.use_sources(&plan.basis.sources);
                 self.touch_space(ioasid);
             }
             Commit::Unmap { ioasid, range } => {

@@ -102,6 +102,8 @@ mod table;
 mod targets;
 
 #[cfg(test)]
+mod batch_tests;
+#[cfg(test)]
 mod fake;
 #[cfg(test)]
 mod forest_tests;

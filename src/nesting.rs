@@ -147,20 +147,21 @@ impl Context {
         upto.try_fold(0, |count, entry| entry.map(|_| count + 1))
     }
 
-    /// What a mapping of `ioasid` that does not exist yet would lead to: its pieces, in ascending
-    /// order.
-    fn pieces_of(
+    /// What mappings of `ioasid` that do not exist yet would lead to: the pieces of each, in
+    /// ascending order.
+    fn pieces_of<'a>(
         &self,
         ioasid: Ioasid,
-        mapped: Range,
-        mapping: &Mapping,
+        added: impl ExactSizeIterator<Item = (Range, &'a Mapping)>,
         budget: &mut Budget,
     ) -> Result<Vec<Entry>, Error> {
         let mut descent = self.descent(ioasid);
-        descent.begin(mapped, mapped, mapping);
-        let mut found = vec![];
-        while let Some(entry) = descent.next(budget)? {
-            found.push(entry);
+        let mut found = Vec::with_capacity(added.len());
+        for (mapped, mapping) in added {
+            descent.begin(mapped, mapped, mapping);
+            while let Some(entry) = descent.next(budget)? {
+                found.push(entry);
+            }
         }
         Ok(found)
     }
@@ -206,11 +207,21 @@ impl Context {
         mapping: &Mapping,
         budget: &mut Budget,
     ) -> Result<Vec<Change>, Error> {
+        self.all_additions(ioasid, std::iter::once((mapped, mapping)), budget)
+    }
+
+    /// The same for several mappings that are added together: one table after the other.
+    pub(crate) fn all_additions<'a>(
+        &self,
+        ioasid: Ioasid,
+        added: impl ExactSizeIterator<Item = (Range, &'a Mapping)>,
+        budget: &mut Budget,
+    ) -> Result<Vec<Change>, Error> {
         let mut changes = vec![];
         if self.space(ioasid)?.tables.is_empty() {
             return Ok(changes);
         }
-        let pieces = self.pieces_of(ioasid, mapped, mapping, budget)?;
+        let pieces = self.pieces_of(ioasid, added, budget)?;
         self.each_table(ioasid, |group, table| {
             let pieces = self.pull(table.below(ioasid), &pieces, budget)?;
             budget.pieces(pieces.len())?;

@@ -2,7 +2,7 @@
 //! interface of what carries it out.
 
 use crate::pgtable::Root;
-use crate::registered::Source;
+use crate::registered::Sources;
 use crate::space::Mapping;
 use crate::table::Table;
 use crate::{DeviceId, Error, GroupId, Ioasid, MemoryId, Owner, Range};
@@ -112,8 +112,8 @@ pub struct Plan {
 pub(crate) struct Basis {
     pub(crate) space: Option<(Ioasid, u64)>,
     pub(crate) group: Option<(GroupId, u64)>,
-    /// A registration for each mapping that is made from one.
-    pub(crate) sources: Vec<Source>,
+    /// What mappings are made from.
+    pub(crate) sources: Sources,
 }
 
 impl Basis {

@@ -25,8 +25,35 @@ pub(crate) struct Registrations {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Source {
     owner: Owner,
-    start: u64,
+    range: Range,
     generation: u64,
+}
+
+/// The registrations that mappings are made from, each with the number of mappings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sources(Vec<(Source, u64)>);
+
+impl Sources {
+    /// Counts one mapping more.
+    pub(crate) fn add(&mut self, source: Source) {
+        self.0.push((source, 1));
+    }
+
+    /// Counts one mapping more if it is made from the registration that was counted last. Says
+    /// whether it is: neighbours mostly are.
+    fn add_to_last(&mut self, owner: Owner, range: Range) -> bool {
+        match self.0.last_mut() {
+            Some((last, count)) if last.owner == owner && last.range.contains(range) => {
+                *count += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Source, u64)> {
+        self.0.iter().copied()
+    }
 }
 
 /// Where memory lies in registered memory.
@@ -34,6 +61,8 @@ pub(crate) struct Source {
 pub struct Registered {
     /// What was registered.
     pub memory: MemoryId,
+    /// Where that is in the program.
+    pub range: Range,
     /// Where in it the memory begins, bytes.
     pub offset: u64,
 }
@@ -42,7 +71,7 @@ pub struct Registered {
 /// out. Give it to [`Context::let_go`] when the plan is committed or abandoned.
 #[derive(Debug)]
 #[must_use = "until it is let go, the memory cannot be unregistered"]
-pub struct Hold(Vec<Source>);
+pub struct Hold(Sources);
 
 impl Registrations {
     /// The registration of `owner` with the highest start up to `last`.
@@ -62,25 +91,29 @@ impl Registrations {
 
     /// Whether a registration is still there.
     pub(crate) fn has(&self, source: Source) -> bool {
-        let found = self.ranges.get(&(source.owner, source.start));
+        let found = self.ranges.get(&(source.owner, source.range.start()));
         found.is_some_and(|found| found.generation == source.generation)
     }
 
-    /// A mapping was made from a registration, or a hold taken.
-    pub(crate) fn use_source(&mut self, source: Source) {
-        if let Some(found) = self.source_mut(source) {
-            found.users += 1;
+    /// Mappings were made from registrations, or a hold taken.
+    pub(crate) fn use_sources(&mut self, sources: &Sources) {
+        for (source, count) in sources.iter() {
+            if let Some(found) = self.source_mut(source) {
+                found.users += count;
+            }
         }
     }
 
-    fn unuse_source(&mut self, source: Source) {
-        if let Some(found) = self.source_mut(source) {
-            found.users -= 1;
+    fn unuse_sources(&mut self, sources: &Sources) {
+        for (source, count) in sources.iter() {
+            if let Some(found) = self.source_mut(source) {
+                found.users -= count;
+            }
         }
     }
 
     fn source_mut(&mut self, source: Source) -> Option<&mut Registration> {
-        let found = self.ranges.get_mut(&(source.owner, source.start));
+        let found = self.ranges.get_mut(&(source.owner, source.range.start()));
         found.filter(|found| found.generation == source.generation)
     }
 
@@ -190,17 +223,13 @@ impl Context {
     /// [`Error::StalePlan`].
     pub fn hold(&mut self, plan: &Plan) -> Result<Hold, Error> {
         self.check(plan)?;
-        for &source in &plan.basis.sources {
-            self.registrations.use_source(source);
-        }
+        self.registrations.use_sources(&plan.basis.sources);
         Ok(Hold(plan.basis.sources.clone()))
     }
 
     /// Ends a [`hold`](Self::hold).
     pub fn let_go(&mut self, hold: Hold) {
-        for source in hold.0 {
-            self.registrations.unuse_source(source);
-        }
+        self.registrations.unuse_sources(&hold.0);
     }
 
     /// What [`registered`](Self::registered) finds, and its registration.
@@ -216,8 +245,27 @@ impl Context {
         }
         let found = self.registrations.containing(owner, range);
         let (start, found) = found.ok_or(Error::OutsideRegistered { range })?;
-        let source = Source { owner, start, generation: found.generation };
-        Ok(Some((source, Registered { memory: found.memory, offset: vaddr - start })))
+        let whole = Range::new(start, found.last).expect("registered memory is never empty");
+        let source = Source { owner, range: whole, generation: found.generation };
+        let offset = vaddr - start;
+        Ok(Some((source, Registered { memory: found.memory, range: whole, offset })))
+    }
+
+    /// Counts the registration of memory that must be registered.
+    pub(crate) fn add_source(
+        &self,
+        sources: &mut Sources,
+        owner: Owner,
+        vaddr: u64,
+        size: u64,
+    ) -> Result<(), Error> {
+        let range = memory_range(vaddr, size)?;
+        if !sources.add_to_last(owner, range) {
+            let found = self.source(owner, vaddr, size)?;
+            let (source, _) = found.ok_or(Error::OutsideRegistered { range })?;
+            sources.add(source);
+        }
+        Ok(())
     }
 
     /// One of those that use registered memory, for a message.

@@ -267,7 +267,7 @@ fn source(iova: u64, mapping: &Mapping) -> Range {
 }
 
 /// A mapping with the IOVAs that it covers.
-fn extent<'a>((start, mapping): (&u64, &'a Mapping)) -> (Range, &'a Mapping) {
+pub(crate) fn extent<'a>((start, mapping): (&u64, &'a Mapping)) -> (Range, &'a Mapping) {
     let range = Range::new(*start, mapping.last).expect("a mapping is never empty");
     (range, mapping)
 }

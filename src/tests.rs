@@ -716,7 +716,8 @@ fn once_anything_is_registered_memory_is_mapped_from_registered_ranges_only() {
     let before = setup.map(ioasid, map_at(0, 0x1000)).unwrap();
     assert_eq!(setup.context.registered(ME, 0, 1), Ok(None));
     setup.context.register(ME, MEMORY, 0x4000, MemoryId(77)).unwrap();
-    let found = Registered { memory: MemoryId(77), offset: 0x1000 };
+    let range = Range::new(MEMORY, MEMORY + 0x3fff).unwrap();
+    let found = Registered { memory: MemoryId(77), range, offset: 0x1000 };
     assert_eq!(setup.context.registered(ME, MEMORY + 0x1000, 0x3000), Ok(Some(found)));
     let inside = Map { vaddr: MEMORY + 0x1000, ..map_at(0x10_0000, 0x3000) };
     for outside in [

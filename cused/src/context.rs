@@ -471,6 +471,25 @@ impl State {
         process: &Arc<Process>,
         file: Option<FileId>,
     ) -> (MemoryId, Owner) {
+        let owner = self.use_owner(process, file, 1);
+        (self.add_memory(Memory { backing, base, owner }), owner)
+    }
+
+    /// The same for several memories of one process, in less time than one after another: what
+    /// stands behind each, and where in it it begins.
+    pub fn remember_memories(
+        &mut self,
+        memories: impl ExactSizeIterator<Item = (Arc<Backing>, u64)>,
+        process: &Arc<Process>,
+    ) -> (Vec<MemoryId>, Owner) {
+        let owner = self.use_owner(process, None, memories.len() as u64);
+        self.memories.reserve(memories.len());
+        let add = |(backing, base)| self.add_memory(Memory { backing, base, owner });
+        (memories.map(add).collect(), owner)
+    }
+
+    /// The number of an owner, which has so many memories more from now on.
+    fn use_owner(&mut self, process: &Arc<Process>, file: Option<FileId>, memories: u64) -> Owner {
         let key = (process.serial(), file);
         let owner = *self.owner_numbers.entry(key).or_insert_with(|| {
             self.last_owner += 1;
@@ -480,16 +499,20 @@ impl State {
             hash_map::Entry::Occupied(mut known) => {
                 let info = known.get_mut();
                 self.idle_owners -= usize::from(info.memories == 0);
-                info.memories += 1;
+                info.memories += memories;
             }
             hash_map::Entry::Vacant(new) => {
-                new.insert(OwnerInfo { process: Arc::clone(process), memories: 1 });
+                new.insert(OwnerInfo { process: Arc::clone(process), memories });
             }
         }
+        owner
+    }
+
+    fn add_memory(&mut self, memory: Memory) -> MemoryId {
         self.last_memory += 1;
         let id = MemoryId(self.last_memory);
-        self.memories.insert(id, Memory { backing, base, owner });
-        (id, owner)
+        self.memories.insert(id, memory);
+        id
     }
 
     /// Memory that was remembered, and where in it it begins.

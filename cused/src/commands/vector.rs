@@ -1,13 +1,16 @@
 //! IOASID_VECTOR: many maps and unmaps of one I/O address space in one call.
 
-use ioasid::{Ioasid, Map, MapKind, MemoryId, Prot};
+use std::sync::Arc;
+
+use ioasid::{Ioasid, Map, MapKind, MemoryId, Owner, Prot, Range};
 use ioasid_uapi as uapi;
 use zerocopy::IntoBytes as _;
 
 use super::{Command, Done, Mapping, known_flags, refuse_invalid, reserved};
 use crate::argument::Stop;
-use crate::context::{Claim, Turn};
+use crate::context::{Claim, State, Turn};
 use crate::failure::Failure;
+use crate::memory::Backing;
 
 impl Command<'_, '_, '_> {
     pub(super) fn vector(&mut self, arg: u64) -> Done {
@@ -74,27 +77,19 @@ impl Command<'_, '_, '_> {
         let process = self.process_of(self.named_caller()?)?;
         let mut state = self.context.state();
         let owner = state.owner(&process, None);
-        let mut maps: Vec<(Map, MemoryId)> = Vec::with_capacity(ops.len());
-        for op in ops {
-            let Ok(Some(place)) = state.engine.registered(owner, op.vaddr, op.size) else { break };
-            let Some((backing, base)) = state.memory(place.memory) else { break };
-            // A program's own memory it has to pin itself.
-            if backing.programs().next().is_some() {
-                break;
-            }
-            let base = base + place.offset;
-            let (memory, owner) = state.remember_memory(backing, base, &process, None);
-            let &uapi::Op { vaddr, iova, size, .. } = op;
-            let prot = Prot {
-                read: op.flags & uapi::MAP_READ != 0,
-                write: op.flags & uapi::MAP_WRITE != 0,
-            };
-            maps.push((Map { iova, size, vaddr, prot, owner, kind: MapKind::Memory }, memory));
-        }
-        let is_root = state.engine.parent(ioasid) == Ok(None);
-        let planned = match maps.len() == ops.len() && is_root {
-            true => state.engine.plan_map_registered(ioasid, &maps).ok(),
-            false => None,
+        let Some(places) = places_of(&state, owner, ops) else { return Ok(false) };
+        let (memories, owner) = state.remember_memories(places.into_iter(), &process);
+        let map = |op: &uapi::Op| {
+            let &uapi::Op { flags, vaddr, iova, size, .. } = op;
+            let prot =
+                Prot { read: flags & uapi::MAP_READ != 0, write: flags & uapi::MAP_WRITE != 0 };
+            Map { iova, size, vaddr, prot, owner, kind: MapKind::Memory }
+        };
+        let maps: Vec<(Map, MemoryId)> =
+            ops.iter().map(map).zip(memories.iter().copied()).collect();
+        let planned = match state.engine.parent(ioasid) {
+            Ok(None) => state.engine.plan_map_registered(ioasid, &maps).ok(),
+            _ => None,
         };
         let held = planned.and_then(|plan| Some((state.engine.hold(&plan).ok()?, plan)));
         drop(state);
@@ -105,8 +100,8 @@ impl Command<'_, '_, '_> {
         });
         if !done {
             let mut state = self.context.state();
-            let garbage: Vec<_> =
-                maps.iter().map(|&(_, memory)| state.forget_memory(memory)).collect();
+            let forget = |memory| state.forget_memory(memory);
+            let garbage: Vec<_> = memories.into_iter().map(forget).collect();
             drop(state);
             drop(garbage);
         }
@@ -136,6 +131,29 @@ impl Command<'_, '_, '_> {
             }
         }
     }
+}
+
+/// What stands behind each of the operations, which map memory, and where in it it begins. None
+/// unless all of it is registered, and the daemon's to pin.
+fn places_of(state: &State, owner: Owner, ops: &[uapi::Op]) -> Option<Vec<(Arc<Backing>, u64)>> {
+    let mut places = Vec::with_capacity(ops.len());
+    // What was found last: neighbours are mostly from one registration.
+    let mut known: Option<(Range, Arc<Backing>, u64)> = None;
+    for op in ops {
+        let wanted = Range::from_size(op.vaddr, op.size)?;
+        if known.as_ref().is_none_or(|(range, ..)| !range.contains(wanted)) {
+            let place = state.engine.registered(owner, op.vaddr, op.size).ok()??;
+            let (backing, base) = state.memory(place.memory)?;
+            // A program's own memory it has to pin itself.
+            if backing.programs().next().is_some() {
+                return None;
+            }
+            known = Some((place.range, backing, base));
+        }
+        let (range, backing, base) = known.as_ref()?;
+        places.push((Arc::clone(backing), base + (op.vaddr - range.start())));
+    }
+    Some(places)
 }
 
 /// The operations at the start that may be maps of registered memory.
