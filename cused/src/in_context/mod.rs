@@ -306,7 +306,8 @@ impl Led<'_> {
         prepared.map_err(|_| gone(&self.tracee))?;
         let mut child = None;
         let made_child = |tracee: &Tracee| child = tracee.child().ok();
-        let number = self.call_making(Native::CALLS.clone, [flags, 0, 0, 0, 0, 0], made_child)?;
+        let number =
+            self.call_making(Native::CALLS.clone, [flags, 0, 0, 0, 0, 0], || {}, made_child)?;
         Ok(match (number, child) {
             (Ok(number), Some(child)) => Ok((child, number.cast_unsigned())),
             (Err(error), _) => Err(error),
@@ -320,7 +321,7 @@ impl Led<'_> {
             return Ok(None);
         }
         system::lift_memlock_limit(child.tid())?;
-        make(child, &child.registers()?.calling(number, arguments), |_| {})
+        make(child, &child.registers()?.calling(number, arguments), || {}, |_| {})
     }
 
     /// Has the caller make `size` bytes at `vaddr` of its private memory its own: no page of it is
@@ -420,15 +421,19 @@ impl Led<'_> {
         if let Some(&(_, theirs)) = known {
             return Ok(theirs);
         }
-        let (ours, theirs) = match &self.link {
-            Some(link) => (link.ours.as_fd(), link.theirs[1]),
-            None => {
-                let link = self.connect()?;
-                let link = self.link.insert(link);
-                (link.ours.as_fd(), link.theirs[1])
-            }
+        let link = match self.link.take() {
+            Some(link) => link,
+            None => self.connect()?,
         };
-        send(ours, fd).map_err(|error| no_room("a message", error))?;
+        let received = self.receive(&link, fd);
+        self.link = Some(link);
+        let theirs = received?;
+        self.given.push((fd.as_raw_fd(), theirs));
+        Ok(theirs)
+    }
+
+    /// Has the caller receive a descriptor of ours; says its number there.
+    fn receive(&mut self, link: &Link, fd: BorrowedFd<'_>) -> Result<i32, Broken> {
         let slot = self.scratch()?;
         // struct msghdr: name, its length, vectors, their number, control, its length, flags; and
         // the one struct iovec: base, length.
@@ -437,8 +442,12 @@ impl Led<'_> {
         let message = [0, 0, vector, 1, control, CONTROL_LEN + 4, 0_u64, byte, 1];
         let message = self.put(place::MESSAGE, message.as_bytes())?;
         let flags = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
-        let call = [theirs as u64, message, flags, 0, 0, 0];
-        let received = self.call(Native::CALLS.recvmsg, call)?;
+        let call = [link.theirs[1] as u64, message, flags, 0, 0, 0];
+        // While the caller is on its way to receive it.
+        let mut sent = Ok(());
+        let send = || sent = send(link.ours.as_fd(), fd);
+        let received = self.call_making(Native::CALLS.recvmsg, call, send, |_| {})?;
+        sent.map_err(|error| no_room("a message", error))?;
         let control: [u8; CONTROL_LEN as usize] = self.get(place::CONTROL)?;
         let mut expected = [0; 16];
         expected[..8].copy_from_slice(&CONTROL_LEN.to_ne_bytes());
@@ -446,10 +455,7 @@ impl Led<'_> {
         expected[12..].copy_from_slice(&libc::SCM_RIGHTS.to_ne_bytes());
         let (header, number) = control.split_at(expected.len());
         match (received, number.try_into().map(i32::from_ne_bytes)) {
-            (Ok(1), Ok(number)) if header == expected && number >= 0 => {
-                self.given.push((fd.as_raw_fd(), number));
-                Ok(number)
-            }
+            (Ok(1), Ok(number)) if header == expected && number >= 0 => Ok(number),
             // The limit of open files: the message comes without its descriptor.
             (Ok(1), _) => Err(no_room("a descriptor", Errno::MFILE)),
             _ => Err(interfered()),
@@ -492,18 +498,20 @@ impl Led<'_> {
 
     /// Has the caller make one system call. The inner result is the kernel's.
     fn call(&mut self, number: u64, arguments: [u64; 6]) -> Result<Result<i64, Errno>, Broken> {
-        self.call_making(number, arguments, |_| {})
+        self.call_making(number, arguments, || {}, |_| {})
     }
 
-    /// The same for a call that makes a child.
+    /// The same for a call that makes a child. What is done `meanwhile` is done before the kernel
+    /// begins with the call.
     fn call_making(
         &mut self,
         number: u64,
         arguments: [u64; 6],
+        meanwhile: impl FnOnce(),
         made_child: impl FnMut(&Tracee),
     ) -> Result<Result<i64, Errno>, Broken> {
         let call = self.registers.calling(number, arguments);
-        match self.own().and_then(|()| make(&self.tracee, &call, made_child)) {
+        match self.own().and_then(|()| make(&self.tracee, &call, meanwhile, made_child)) {
             Ok(Some(result)) => Ok(as_result(result)),
             Ok(None) => Err(Broken::Gone),
             Err(_) => Err(gone(&self.tracee)),
@@ -521,20 +529,26 @@ impl Led<'_> {
     }
 }
 
-/// Has a stopped thread make the system call that `call` is about to make; says what it returned. If
-/// the thread makes a child, `made_child` is called while it tells of that.
+/// Has a stopped thread make the system call that `call` is about to make; says what it returned.
+/// `meanwhile` is called while it is on its way to that, and `made_child` if it makes a child, while
+/// it tells of that.
 ///
 /// None: it died in the call. An error: it was dead already.
 fn make(
     tracee: &Tracee,
     call: &Native,
+    meanwhile: impl FnOnce(),
     mut made_child: impl FnMut(&Tracee),
 ) -> Result<Option<i64>, Errno> {
+    let mut meanwhile = Some(meanwhile);
     tracee.set_registers(call)?;
     for _ in ["enters", "leaves"] {
         let mut signal = 0;
         loop {
             tracee.run(signal)?;
+            if let Some(meanwhile) = meanwhile.take() {
+                meanwhile();
+            }
             signal = match tracee.wait() {
                 Event::Syscall => break,
                 Event::Trap | Event::GroupStop => 0,

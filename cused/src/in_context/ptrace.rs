@@ -8,6 +8,8 @@ use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes as _};
@@ -183,13 +185,17 @@ impl Tracee {
         if let Some(status) = put_aside {
             return decode(status);
         }
+        let mut impatience = Impatience::new();
         loop {
+            let patience = if impatience.lasts() { libc::WNOHANG } else { 0 };
             // SAFETY: the status is written to a variable that lives through the call.
-            let waited = unsafe { libc::waitpid(-1, &raw mut status, options) };
+            let waited = unsafe { libc::waitpid(-1, &raw mut status, options | patience) };
             if waited == self.pid() {
                 return decode(status);
             }
-            if waited > 0 {
+            if waited == 0 {
+                impatience.pass();
+            } else if waited > 0 {
                 WAITED.with_borrow_mut(|others| others.push((waited, status)));
             } else if last_error() != Errno::INTR {
                 // ECHILD: another thread of its process has called execve and taken its id.
@@ -222,6 +228,32 @@ impl Tracee {
             )
         };
         if result < 0 { Err(last_error()) } else { Ok(()) }
+    }
+}
+
+/// A wait begins with looking, for a short while: most stops come at once, and from another
+/// processor being woken takes longer than the stop itself. On the same processor, or where others
+/// want it, whoever is waited for goes first.
+struct Impatience {
+    until: Option<Instant>,
+}
+
+impl Impatience {
+    /// As long as being woken takes, in a virtual machine.
+    const WHILE: Duration = Duration::from_micros(100);
+
+    fn new() -> Self {
+        Self { until: Some(Instant::now() + Self::WHILE) }
+    }
+
+    fn lasts(&self) -> bool {
+        self.until.is_some()
+    }
+
+    /// Nothing has come yet.
+    fn pass(&mut self) {
+        thread::yield_now();
+        self.until = self.until.filter(|until| Instant::now() < *until);
     }
 }
 
