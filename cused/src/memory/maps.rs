@@ -39,7 +39,11 @@ impl Vma {
 }
 
 /// The list of one caller, to be read more than once.
-pub(super) struct Maps(BufReader<Growing>);
+pub(super) struct Maps {
+    reader: BufReader<Growing>,
+    /// It stands at the beginning.
+    is_fresh: bool,
+}
 
 /// Reads little at first: the kernel writes no more lines than it is asked for, and that takes most
 /// of the time.
@@ -72,17 +76,20 @@ impl Maps {
         let file = File::open(format!("/proc/{}/maps", tid.get()))?;
         // The kernel gives no more than a page at a time.
         let reader = Growing { file, chunk: Growing::FIRST };
-        Ok(Self(BufReader::with_capacity(rustix::param::page_size(), reader)))
+        let reader = BufReader::with_capacity(rustix::param::page_size(), reader);
+        Ok(Self { reader, is_fresh: true })
     }
 
     /// The mappings that overlap `range` now, in order of address.
     pub(super) fn overlapping(&mut self, range: &Range<u64>) -> io::Result<Vec<Vma>> {
-        self.0.rewind()?;
+        if !std::mem::take(&mut self.is_fresh) {
+            self.reader.rewind()?;
+        }
         let mut found = Vec::new();
         let mut line = Vec::new();
         loop {
             line.clear();
-            if self.0.read_until(b'\n', &mut line)? == 0 {
+            if self.reader.read_until(b'\n', &mut line)? == 0 {
                 return Ok(found);
             }
             let vma = parse(line.trim_ascii_end()).ok_or(io::ErrorKind::InvalidData)?;

@@ -48,9 +48,10 @@ impl Window {
         alignment: u64,
         rights: Rights,
     ) -> Result<Self, Errno> {
-        // What is small is about to be pinned whole: cheaper here than page by page then.
+        // What is small is about to be pinned whole: cheaper here than page by page then, but for
+        // a single page.
         const SMALL: u64 = 64 << 10;
-        let small = range.end - range.start <= SMALL;
+        let small = (alignment + 1..=SMALL).contains(&(range.end - range.start));
         let populate = if small { MapFlags::POPULATE } else { MapFlags::empty() };
         Self::with(file, range, alignment, rights, populate)
     }
