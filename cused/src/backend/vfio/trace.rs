@@ -79,8 +79,13 @@ impl MapTrace {
             breakpoint: [0; 3],
         };
         Self::open(tid, &attributes).map_err(|error| {
+            let remedy = match error {
+                // Debian's kernel has a level 3, at which CAP_PERFMON is not enough.
+                Errno::ACCESS => "; run: sysctl kernel.perf_event_paranoid=2",
+                _ => "",
+            };
             Failure::unsupported(format!(
-                "which device's registers these are cannot be told: perf_event_open: {error}"
+                "which device's registers these are cannot be told: perf_event_open: {error}{remedy}"
             ))
         })
     }
