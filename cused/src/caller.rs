@@ -138,6 +138,12 @@ impl Status {
         self.field(name)?.parse().ok()
     }
 
+    /// A field that is a list of numbers.
+    pub fn numbers(&self, name: &str) -> Vec<u32> {
+        let field = self.field(name).unwrap_or_default();
+        field.split_whitespace().filter_map(|number| number.parse().ok()).collect()
+    }
+
     /// A field that is a bitmap.
     pub fn set(&self, name: &str) -> Option<u64> {
         u64::from_str_radix(self.field(name)?, 16).ok()

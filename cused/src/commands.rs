@@ -37,13 +37,19 @@ use crate::in_context::{Led, Scratches};
 use crate::leader::Leader;
 use crate::memory::resolve::{FileId, Resolver};
 use crate::memory::{self, Backing, Pin, Rights};
+use crate::policy::Policy;
 use crate::process::{Process, Processes};
+use crate::users::Users;
 
 /// What all opens of the node have in common.
 #[derive(Debug)]
 pub struct Host {
     /// What one open may have.
     pub limits: Limits,
+    /// Who may do what.
+    pub policy: Policy,
+    /// Who has the node open, and how much there may be of one user.
+    pub users: Users,
     /// The simulated devices.
     pub simulator: Arc<Simulator>,
     /// The programs that call.
@@ -516,6 +522,7 @@ impl<'a> Command<'a, '_, '_> {
             }
         };
         let home = source.home();
+        self.host.policy.check_bind(&self.context.opener.subject, &name, home)?;
         let with = shares.then_some(DeviceId(bind.with));
         let (turn, place) = self.bind_turn(home, with)?;
         let device = self.bind(source, place, name, Cookie(bind.cookie))?;
@@ -942,6 +949,7 @@ impl Command<'_, '_, '_> {
             |_| Err(Failure::unsupported("the registers of a device cannot be registered"));
         let mut backing = resolver.memory(vaddr, size, &mut locate)?;
         backing.check_pinnable()?;
+        let quota = self.context.opener.register(size)?;
         if backing.programs().next().is_some() {
             turn.leads(&process);
             self.leader.begin(tid, &process)?;
@@ -951,6 +959,7 @@ impl Command<'_, '_, '_> {
             let mut state = self.context.state();
             let (memory, owner) = state.remember_memory(Arc::new(backing), 0, &process, None);
             let registered = state.engine.register(owner, vaddr, size, memory);
+            state.charge_registered(memory, quota);
             registered.map_err(|error| {
                 drop(state.forget_memory(memory));
                 error.into()

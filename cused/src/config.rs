@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::argument::Access;
 use crate::backend::simulated::{DeviceConfig, Simulator};
+use crate::policy::{Policy, PolicyConfig};
 
 /// The daemon behind /dev/ioasid.
 ///
@@ -115,6 +116,8 @@ pub struct Config {
     pub argument_access: Access,
     /// What one program may use.
     pub limits: Limits,
+    /// Who may do what.
+    pub policy: PolicyConfig,
     /// Simulated devices.
     pub simulated: Vec<DeviceConfig>,
 }
@@ -131,12 +134,13 @@ impl Default for Config {
             log_level: log::LevelFilter::Info,
             argument_access: Access::Direct,
             limits: Limits::default(),
+            policy: PolicyConfig::default(),
             simulated: Vec::new(),
         }
     }
 }
 
-/// What one open of the node may use, and how many calls are served at once.
+/// What one open of the node and one user may use, and how many calls are served at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Limits {
@@ -148,6 +152,12 @@ pub struct Limits {
     pub mappings: u32,
     /// Registered ranges of memory at a time.
     pub registered: u32,
+    /// Bytes of registered memory.
+    pub registered_bytes: u64,
+    /// Opens of one user at a time.
+    pub opens_per_user: u64,
+    /// Bytes of registered memory of one user, all opens together.
+    pub registered_bytes_per_user: u64,
     /// Calls in progress on one open; a further one gets EBUSY.
     pub calls: usize,
     /// Threads that serve all calls; each call in progress needs one.
@@ -161,6 +171,9 @@ impl Default for Limits {
             devices: 256,
             mappings: 1 << 20,
             registered: 4096,
+            registered_bytes: 1 << 40,
+            opens_per_user: 4096,
+            registered_bytes_per_user: 1 << 42,
             calls: 64,
             threads: 256,
         }
@@ -208,8 +221,14 @@ impl Config {
 
     fn check(&self) -> anyhow::Result<()> {
         Simulator::new(&self.simulated).map_err(anyhow::Error::msg)?;
-        let Limits { ioasids, devices, mappings, registered, calls, threads } = self.limits;
-        if [ioasids, devices, mappings, registered].contains(&0) || [calls, threads].contains(&0) {
+        Policy::new(&self.policy).map_err(anyhow::Error::msg)?;
+        let Limits { ioasids, devices, mappings, registered, calls, threads, .. } = self.limits;
+        let Limits { registered_bytes, opens_per_user, registered_bytes_per_user, .. } =
+            self.limits;
+        if [ioasids, devices, mappings, registered].contains(&0)
+            || [registered_bytes, opens_per_user, registered_bytes_per_user].contains(&0)
+            || [calls, threads].contains(&0)
+        {
             bail!("limits: each must be at least 1");
         }
         if !(2..=4096).contains(&threads) {
@@ -262,6 +281,8 @@ mod tests {
         assert!(check("path = \"x\"").contains("absolute"));
         let overlapping = "[[simulated]]\nname = \"d\"\ngroup = 0\nreserved = [[0, 1], [1, 2]]";
         assert!(check(overlapping).contains("simulated device d"));
+        assert!(check("[limits]\nopens-per-user = 0").contains("limits"));
+        assert!(check("[policy]\nallow = [\"no-such-user\"]").contains("no-such-user"));
         let small = "[[simulated]]\nname = \"d\"\ngroup = 0\npage-sizes = [512]";
         assert!(check(small).contains("page-sizes"));
     }

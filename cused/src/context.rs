@@ -27,6 +27,7 @@ use crate::memory::resolve::FileId;
 use crate::memory::{Backing, BoundDevice};
 use crate::pasids::Pasids;
 use crate::process::Process;
+use crate::users::{Opener, Registered};
 
 /// How many threads' last failures an open remembers.
 const FAILURES_KEPT: usize = 64;
@@ -34,6 +35,8 @@ const FAILURES_KEPT: usize = 64;
 /// The state behind one open of the node.
 #[derive(Debug)]
 pub struct Context {
+    /// Who has opened the node.
+    pub opener: Arc<Opener>,
     state: Mutex<State>,
     /// A turn has ended.
     freed: Condvar,
@@ -69,8 +72,9 @@ const CLOSED_GRACE: Duration = Duration::from_secs(10);
 
 impl Context {
     /// A fresh open. Who sleeps in poll is woken through `notifier`.
-    pub fn new(limits: Limits, notifier: Notifier) -> Self {
+    pub fn new(opener: Arc<Opener>, limits: Limits, notifier: Notifier) -> Self {
         Self {
+            opener,
             state: Mutex::new(State::new(limits)),
             freed: Condvar::new(),
             failures: Mutex::default(),
@@ -260,6 +264,8 @@ pub struct State {
     container: Option<Container>,
     memories: FxHashMap<MemoryId, Memory>,
     last_memory: u64,
+    /// What the opener is charged for memory that is registered.
+    registered: FxHashMap<MemoryId, Registered>,
     owners: FxHashMap<Owner, OwnerInfo>,
     owner_numbers: FxHashMap<OwnerKey, Owner>,
     last_owner: u32,
@@ -360,6 +366,7 @@ impl State {
             container: None,
             memories: FxHashMap::default(),
             last_memory: 0,
+            registered: FxHashMap::default(),
             owners: FxHashMap::default(),
             owner_numbers: FxHashMap::default(),
             last_owner: 0,
@@ -515,6 +522,11 @@ impl State {
         id
     }
 
+    /// Keeps what the opener is charged for memory that was remembered, until it is forgotten.
+    pub fn charge_registered(&mut self, id: MemoryId, charge: Registered) {
+        self.registered.insert(id, charge);
+    }
+
     /// Memory that was remembered, and where in it it begins.
     pub fn memory(&self, id: MemoryId) -> Option<(Arc<Backing>, u64)> {
         self.memories.get(&id).map(|memory| (Arc::clone(&memory.backing), memory.base))
@@ -534,6 +546,7 @@ impl State {
 
     fn take_memory(&mut self, id: MemoryId) -> Option<Memory> {
         let memory = self.memories.remove(&id)?;
+        self.registered.remove(&id);
         if let Some(info) = self.owners.get_mut(&memory.owner) {
             info.memories -= 1;
             self.idle_owners += usize::from(info.memories == 0);
@@ -587,6 +600,7 @@ impl State {
                 Garbage::default()
             }
         };
+        self.registered.clear();
         garbage._memories.extend(self.memories.drain().map(|(_, memory)| memory));
         garbage._tables.extend(std::mem::take(&mut self.tables).into_values());
         self.members.clear();

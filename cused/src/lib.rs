@@ -21,6 +21,8 @@ pub mod leader;
 pub mod memory;
 pub mod node;
 pub mod pasids;
+pub mod policy;
 pub mod process;
 pub mod stages;
 pub mod system;
+pub mod users;

@@ -19,7 +19,9 @@ use cused::config::{Config, Options, Transport};
 use cused::faults::queue::{Access, Reason};
 use cused::in_context::Scratches;
 use cused::node::Node;
+use cused::policy::Policy;
 use cused::process::Processes;
+use cused::users::{Quotas, Users};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -57,8 +59,15 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let is_ending = Arc::new(AtomicBool::new(false));
     let scratches = Scratches::new().context("no random numbers")?;
     let processes = Processes::default();
+    let quotas = Quotas {
+        opens: config.limits.opens_per_user,
+        registered: config.limits.registered_bytes,
+        registered_of_user: config.limits.registered_bytes_per_user,
+    };
     let host = Host {
         limits,
+        policy: Policy::new(&config.policy).map_err(anyhow::Error::msg)?,
+        users: Users::new(quotas),
         simulator,
         processes,
         scratches,

@@ -17,6 +17,7 @@ use crate::context::{Context, Failed};
 use crate::failure::Failure;
 use crate::faults::queue::{Access as DmaAccess, Fault, Reason};
 use crate::leader::Leader;
+use crate::policy::Subject;
 use crate::stages::Stages;
 
 /// All opens of the node.
@@ -110,9 +111,17 @@ impl Node {
 }
 
 impl cuse_channel::Node for Node {
-    fn open(&self, _: Caller, _: u32) -> Result<u64, Errno> {
+    fn open(&self, caller: Caller, _: u32) -> Result<u64, Errno> {
+        let subject = Subject::of(caller);
+        let checked = self.host.policy.check_open(&subject);
+        let opened = checked.and_then(|()| self.host.users.open(subject));
+        let opener = opened.map_err(|failure| {
+            // There is no descriptor yet to ask for the reason.
+            log::debug!("open refused: {failure}");
+            failure.errno
+        })?;
         let handle = self.last_handle.fetch_add(1, Ordering::Relaxed) + 1;
-        let context = Context::new(self.host.limits, self.notifier.clone());
+        let context = Context::new(opener, self.host.limits, self.notifier.clone());
         self.opens.write().insert(handle, Arc::new(context));
         Ok(handle)
     }
@@ -193,11 +202,15 @@ mod tests {
     use super::*;
     use crate::backend::simulated::Simulator;
     use crate::in_context::Scratches;
+    use crate::policy::{Policy, PolicyConfig};
     use crate::process::Processes;
+    use crate::users::{Quotas, Users};
 
     fn node() -> Node {
         let host = Host {
             limits: Limits { max_ioasids: 1, max_devices: 1, max_mappings: 1, max_registered: 1 },
+            policy: Policy::new(&PolicyConfig::default()).expect("no rules are good rules"),
+            users: Users::new(Quotas { opens: 8, registered: 0, registered_of_user: 0 }),
             simulator: Simulator::new(&[]).expect("no devices are good devices"),
             processes: Processes::default(),
             scratches: Scratches::new().expect("random numbers"),

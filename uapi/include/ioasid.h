@@ -24,6 +24,9 @@
  *   - Fields named __reserved must be zero, else EINVAL.
  *   - Structures grow only at their end.
  *
+ * open(2) gives EACCES also where the administrator's policy refuses the user, and EMFILE when the
+ * user has the node open as often as one user may.
+ *
  * Errors that every command can give, and which are not repeated below:
  *   ENOTTY      unknown command
  *   EOPNOTSUPP  the command is known but this host, kernel or backend cannot do it, or the
@@ -115,7 +118,8 @@
  *   EFAULT      part of the memory is not mapped in the program, or cannot be pinned
  *   EPERM       the program itself cannot write part of the memory
  *   ENOMEM      it is more than RLIMIT_MEMLOCK leaves (see MAP_DMA)
- *   ENOSPC      the context has as many registered ranges as it may have
+ *   ENOSPC      the context has as many registered ranges as it may have, or it or the user who
+ *               opened it as much registered memory
  *   EOPNOTSUPP  memory of this kind cannot be registered: a file on disk, the registers of a
  *               device; IOASID_EXT_REGISTER_MEMORY is 0
  */
@@ -609,6 +613,7 @@ struct ioasid_dirty {
  *               is no device `with` in this context
  *   EBUSY       the device is bound already, or its group belongs to another user; SHARE: the
  *               group has a table of its own already
+ *   EACCES      the administrator's policy does not let who opened the node have this device
  *   EPERM       the group is not viable (a sibling device is held by a kernel driver), or the
  *               platform has no interrupt remapping, or the daemon may not take the fd
  *   ENOSPC      the context has as many devices as it may have
