@@ -15,6 +15,7 @@ terminal=$!
 trap 'kill "$terminal" 2>/dev/null || true; clean_up' EXIT
 exec 8>"$work/keys"
 
+# shellcheck disable=SC2059 # the keys are escapes
 type() { printf "$1" >&8; }
 
 # shows TEXT: waits until a line of the screen is this. What is typed is echoed, so that no line that

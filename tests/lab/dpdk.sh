@@ -187,12 +187,14 @@ both_up() {
 
 # shown ADDRESS: what ioasidctl says of the one under ioasid-run.
 shown() {
+	local line
 	[[ $run != env ]] || return 0
 	"$ctl" --node "$node" --pid "$(testpmd_of "${pid[launched]}")" list >"$work/list"
-	grep -Eq '^ioasid=[0-9]+ state=ready parent=0 nr_devices=1 ' "$work/list" &&
-		grep -Eq '^mapping=0x[0-9a-f]+ size=[0-9]+ .* flags=READ,WRITE ioasid=' "$work/list" &&
-		grep -q "^device=[0-9]* name=$1 group=" "$work/list" ||
-		die "ioasidctl does not show what dpdk-testpmd has: $(cat "$work/list")"
+	for line in '^ioasid=[0-9]+ state=ready parent=0 nr_devices=1 ' \
+		'^mapping=0x[0-9a-f]+ size=[0-9]+ .* flags=READ,WRITE ioasid=' "^device=[0-9]+ name=$1 group="; do
+		grep -Eq "$line" "$work/list" ||
+			die "ioasidctl does not show what dpdk-testpmd has: $(cat "$work/list")"
+	done
 	ok "$memory: ioasidctl shows $(grep -c '^mapping=' "$work/list") mappings, $(grep '^ioasid=' "$work/list"); $(grep '^device=' "$work/list")"
 }
 
@@ -220,7 +222,7 @@ compared() {
 
 # both_down PLAIN LAUNCHED: ends both, and compares what they have said.
 both_down() {
-	local who status
+	local who status fd
 	for who in plain launched; do
 		echo quit >&"${input[$who]}"
 	done
@@ -231,7 +233,8 @@ both_down() {
 		IFS= read -r -d '' -t 1 -u "${output[$who]}" said || true
 		printf '%s\n' "$said" >>"$work/$who.log"
 		((status == 0)) || die "$who ended with $status: ${said: -2000}"
-		exec {input[$who]}>&- {output[$who]}>&-
+		fd=${input[$who]} && exec {fd}>&-
+		fd=${output[$who]} && exec {fd}>&-
 	done
 	pid=()
 	complaints plain "$1" >"$work/plain.said"
