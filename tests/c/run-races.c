@@ -258,7 +258,10 @@ static void groups(void)
 		die("/dev/vfio/vfio is not the node");
 	expect(ioctl(group_fd, VFIO_GROUP_SET_CONTAINER, &none), EBADF, "SET_CONTAINER of -1");
 	expect(ioctl(group_fd, VFIO_GROUP_SET_CONTAINER, NULL), EFAULT, "SET_CONTAINER of NULL");
-	expect(ioctl(group_fd, VFIO_GROUP_SET_CONTAINER, &null), EBADFD, "SET_CONTAINER of /dev/null");
+	/* The kernel's own answer, which is not the same on all. */
+	if (ioctl(group_fd, VFIO_GROUP_SET_CONTAINER, &null) >= 0 ||
+	    (errno != EINVAL && errno != EBADFD))
+		die("SET_CONTAINER of /dev/null gives \"%s\"", strerror(errno));
 	expect(ioctl(group_fd, VFIO_GROUP_UNSET_CONTAINER), EINVAL, "UNSET_CONTAINER without any");
 	expect(ioctl(null, VFIO_GROUP_SET_CONTAINER, &container), ENOTTY, "SET_CONTAINER on /dev/null");
 	expect(ioctl(group_fd, VFIO_GROUP_GET_DEVICE_FD, device[0]), EINVAL, "GET_DEVICE_FD without a container");

@@ -99,12 +99,14 @@ chown 0 "/dev/vfio/$group_a" "/dev/vfio/$group_b"
 # Job control: the program is the foreground process of the terminal, and Ctrl-C reaches it alone.
 for key in '\003 130' '\034 131'; do
 	read -r byte status <<<"$key"
-	(sleep 3; printf "$byte"; sleep 1) |
-		script -qec "bash -c 'ulimit -c 0; $run -- sleep 50; echo status \$?'" /dev/null >"$work/out" 2>&1
-	grep -q "status $status" "$work/out" || die "a key of the terminal: $(<"$work/out")"
+	got=0
+	{ sleep 3; printf "$byte"; sleep 1; } |
+		script -qec "bash -c 'ulimit -c 0; exec $run -- sleep 50'" /dev/null >"$work/out" 2>&1 || got=$?
+	same "a key of the terminal" "$status" "$got"
 done
-(sleep 3; printf '\032'; sleep 2; printf 'fg\n'; sleep 1; printf '\003'; sleep 1; printf 'echo status $?\nexit\n') |
-	script -qec "bash --norc --noediting -ic '$run -- sleep 50; jobs; fg; echo status \$?'" /dev/null >"$work/out" 2>&1
+{ sleep 2; printf '%s\n' "$run -- sleep 50"; sleep 2; printf '\032'; sleep 1; printf 'fg\n'; sleep 1; printf '\003'
+	sleep 1; printf 'echo status $?\nexit\n'; sleep 1; } |
+	script -qc "bash --norc --noediting -i" /dev/null >"$work/out" 2>&1 || true
 grep -q 'Stopped' "$work/out" && grep -q 'status 130' "$work/out" || die "Ctrl-Z and fg: $(<"$work/out")"
 ok "Ctrl-C, Ctrl-\\ and Ctrl-Z are the program's"
 

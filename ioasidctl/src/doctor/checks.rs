@@ -25,6 +25,7 @@ pub(crate) fn examine(host: &Host, node: &Path, daemon: &Daemon) -> Report {
     findings.push(vfio(host));
     findings.extend(group_findings(host, &groups, iommu_on));
     findings.extend([memlock(host), yama(host)]);
+    findings.extend(launcher(host));
     let hardware = ["iommu", "vfio"].iter().all(|topic| {
         findings.iter().any(|finding| finding.topic == *topic && finding.level == Level::Ok)
     });
@@ -415,6 +416,41 @@ fn yama(host: &Host) -> Finding {
         }
         Some(scope) => finding(TOPIC, Level::Ok, format!("ptrace_scope is {scope}")),
     }
+}
+
+/// Whether ioasid-run can work, and for whom; nothing where Yama is in its way, as in others'.
+fn launcher(host: &Host) -> Option<Finding> {
+    const TOPIC: &str = "ioasid-run";
+    let is = |file: &str, value: &str| {
+        host.text(format!("/proc/sys/{file}")).is_some_and(|text| text == value)
+    };
+    if is("kernel/yama/ptrace_scope", "3") {
+        return None;
+    }
+    let actions = host.text("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
+    if !actions.split(' ').any(|action| action == "user_notif") {
+        let text = "it cannot work: the kernel has no seccomp user notification (Linux 5.9)";
+        return Some(finding(TOPIC, Level::Warning, text));
+    }
+    let forbidden = [
+        ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
+        ("user/max_user_namespaces", "0", "user.max_user_namespaces=10000"),
+        (
+            "kernel/apparmor_restrict_unprivileged_userns",
+            "1",
+            "kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
+    ];
+    Some(match forbidden.into_iter().find(|(file, value, _)| is(file, value)) {
+        Some((file, value, mend)) => {
+            let name = file.replace('/', ".");
+            let text = format!(
+                "it works for root only: others may not make user namespaces ({name} is {value})"
+            );
+            finding(TOPIC, Level::Warning, text).mend(&[format!("sysctl -w {mend}")])
+        }
+        None => finding(TOPIC, Level::Ok, "unmodified programs can be run by anybody"),
+    })
 }
 
 fn node_findings(host: &Host, node: &Path, daemon: &Daemon, hardware: bool) -> Vec<Finding> {

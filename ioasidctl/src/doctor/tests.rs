@@ -38,6 +38,8 @@ impl Fake {
         fake.file("/proc/self/status", "Name:\tx\nCapEff:\t0000000000000000\n");
         fake.memlock("unlimited", "unlimited");
         fake.file("/proc/sys/kernel/yama/ptrace_scope", "1\n");
+        fake.file("/proc/sys/kernel/seccomp/actions_avail", "kill_process user_notif allow\n");
+        fake.file("/proc/sys/user/max_user_namespaces", "31000\n");
         for module in ["cuse", "fuse", "vfio_pci", "vfio_iommu_type1"] {
             fake.file(&format!("/sys/module/{module}/refcnt"), "0\n");
         }
@@ -246,6 +248,17 @@ fn with_no_device_on_vfio_pci_a_free_one_is_proposed() {
     fake.device(8, "0000:00:04.0", "0x030000", None);
     let mend = fake.examine().expect("group", Level::Warning, "no device is on vfio-pci");
     assert!(mend.contains("0000:00:04.0 (display)") && !mend.contains("unbind"), "{mend}");
+}
+
+#[test]
+fn what_ioasid_run_needs_is_looked_at() {
+    let fake = Fake::healthy();
+    fake.examine().expect("ioasid-run", Level::Ok, "by anybody");
+    fake.file("/proc/sys/user/max_user_namespaces", "0\n");
+    let mend = fake.examine().expect_only("ioasid-run", Level::Warning, "root only");
+    assert!(mend.contains("user.max_user_namespaces=10000"), "{mend}");
+    fake.file("/proc/sys/kernel/seccomp/actions_avail", "kill_process allow\n");
+    fake.examine().expect_only("ioasid-run", Level::Warning, "user notification");
 }
 
 #[test]
