@@ -9,7 +9,7 @@ use ioasid::pgtable::Format;
 use ioasid::pgtable::pasid::PasidFormat;
 
 use crate::number::{hex, number, number32};
-use crate::process::Target;
+use crate::target::Target;
 
 const ABOUT: &str = "\
 Every command of /dev/ioasid from the shell, and a doctor for the host.

@@ -21,6 +21,7 @@ mod progress;
 mod raw;
 mod report;
 mod sys;
+mod target;
 mod vector;
 
 use std::io::{ErrorKind, Write};

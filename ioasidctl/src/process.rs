@@ -8,20 +8,13 @@ use std::fs;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::str::FromStr;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::node::plain_error;
 use crate::report::Failure;
-
-/// A process, and one of its descriptors or any that is open on the node: `PID` or `PID:FD`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    pid: Pid,
-    fd: Option<RawFd>,
-}
+use crate::target::Target;
 
 /// A descriptor of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,24 +22,6 @@ pub(crate) struct Of {
     pid: Pid,
     /// Its number there.
     pub(crate) fd: RawFd,
-}
-
-impl FromStr for Target {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Target, String> {
-        let (pid, fd) = match text.split_once(':') {
-            Some((pid, fd)) => (pid, Some(fd)),
-            None => (text, None),
-        };
-        let wrong = || format!("`{text}` is neither a process id nor PID:FD");
-        let pid = pid.parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw);
-        let fd = match fd {
-            Some(fd) => Some(fd.parse().ok().filter(|fd| *fd >= 0).ok_or_else(wrong)?),
-            None => None,
-        };
-        Ok(Target { pid: pid.ok_or_else(wrong)?, fd })
-    }
 }
 
 impl fmt::Display for Of {
@@ -155,15 +130,6 @@ mod tests {
 
     fn me() -> u32 {
         std::process::id()
-    }
-
-    #[test]
-    fn a_target_is_a_process_or_one_of_its_descriptors() {
-        assert_eq!(target("12").pid.as_raw_nonzero().get(), 12);
-        assert_eq!((target("12").fd, target("12:7").fd), (None, Some(7)));
-        for wrong in ["", ":", "0", "-1", "12:", "12:-1", "12:x", "x", "12:7:8"] {
-            assert!(wrong.parse::<Target>().is_err(), "{wrong}");
-        }
     }
 
     #[test]

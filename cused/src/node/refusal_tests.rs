@@ -18,7 +18,9 @@ use super::*;
 use crate::backend::Table;
 use crate::backend::simulated::{DeviceConfig, Simulator, refusal};
 use crate::in_context::Scratches;
+use crate::policy::{Policy, PolicyConfig};
 use crate::process::Processes;
+use crate::users::{Quotas, Users};
 
 const PAGE: u64 = 0x1000;
 /// How much memory there is, and where the parent maps all of it.
@@ -70,6 +72,8 @@ impl World {
             scratches: Scratches::new().expect("random numbers"),
             is_ending: Arc::default(),
             tells_real_faults: AtomicBool::new(false),
+            policy: Policy::new(&PolicyConfig::default()).expect("no rules are good rules"),
+            users: Users::new(Quotas { opens: 8, registered: 0, registered_of_user: 0 }),
         };
         let node = Node::new(host, Access::Direct, Notifier::detached());
         let fh = node.open(Caller::default(), 0).expect("opens are not limited");

@@ -17,13 +17,22 @@ mod cli;
 #[allow(dead_code)]
 #[path = "../../../ioasidctl/src/number.rs"]
 mod number;
+#[allow(dead_code)]
+#[path = "../../../ioasid-run/src/cli.rs"]
+mod run;
+#[allow(dead_code)]
+#[path = "../../../ioasidctl/src/target.rs"]
+mod target;
 
 fn main() -> anyhow::Result<()> {
     let out = std::env::args_os().nth(1).context("usage: pages DIRECTORY")?;
     let out = PathBuf::from(out);
     // One line for each program: its command line, and the section of its page.
-    let programs =
-        [(cused::config::Options::command().name("cused"), "8"), (cli::Cli::command(), "1")];
+    let programs = [
+        (cused::config::Options::command().name("cused"), "8"),
+        (cli::Cli::command(), "1"),
+        (run::Cli::command(), "1"),
+    ];
     for (command, section) in programs {
         write(&out, command, section).with_context(|| out.display().to_string())?;
     }
