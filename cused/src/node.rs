@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cuse_channel::{Caller, Ioctl, IoctlReply, Notifier, PollHandle, Read, ReadReply, WayOut};
+use cuse_channel::{Ioctl, IoctlReply, Notifier, PollHandle, Read, ReadReply, WayOut};
 use ioasid_uapi::{cmd, ext};
 use parking_lot::RwLock;
 use rustix::io::Errno;
@@ -111,8 +111,8 @@ impl Node {
 }
 
 impl cuse_channel::Node for Node {
-    fn open(&self, caller: Caller, _: u32) -> Result<u64, Errno> {
-        let subject = Subject::of(caller);
+    fn open(&self, _: u32, opening: &cuse_channel::Context<'_>) -> Result<u64, Errno> {
+        let subject = Subject::of(opening.caller);
         let checked = self.host.policy.check_open(&subject);
         let opened = checked.and_then(|()| self.host.users.open(subject));
         let opener = opened.map_err(|failure| {
@@ -222,7 +222,9 @@ mod tests {
 
     /// An open that has a device of this name.
     fn open_with(node: &Node, name: &str, simulated: bool) -> u64 {
-        let handle = node.open(Caller::default(), 0).expect("opens are not limited");
+        let interrupt = Interrupt::new();
+        let opening = cuse_channel::Context::detached(&interrupt);
+        let handle = node.open(0, &opening).expect("opens are not limited");
         let permitted = Range::new(0, u64::MAX).into_iter().collect();
         let geometry = Geometry { pgsizes: PageSizes(4096), permitted, max_mappings: 1 };
         let (group, name, cookie) = (GroupId(1), name.to_owned(), Cookie(handle));

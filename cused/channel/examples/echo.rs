@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use cuse_channel::{
-    Caller, Channel, Context, CuseOptions, Errno, FuseFileOptions, Ioctl, IoctlReply, Node,
-    ReadReply, ServeOptions, Server,
+    Channel, Context, CuseOptions, Errno, FuseFileOptions, Ioctl, IoctlReply, Node, ReadReply,
+    ServeOptions, Server,
 };
 
 /// `_IO('E', 0)`: returns its argument.
@@ -32,7 +32,7 @@ struct Echo {
 }
 
 impl Node for Echo {
-    fn open(&self, _caller: Caller, _flags: u32) -> Result<u64, Errno> {
+    fn open(&self, _flags: u32, _context: &Context<'_>) -> Result<u64, Errno> {
         let handle = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         self.written.lock().map_err(|_| Errno::IO)?.insert(handle, Vec::new());
         Ok(handle)

@@ -114,6 +114,17 @@ impl Link {
         }
     }
 
+    /// Whether a request that has been read is still to be answered. If its caller has got a signal,
+    /// a FUSE_INTERRUPT for it will be read once more.
+    ///
+    /// Asked with the answer to a FUSE_INTERRUPT that says that it came too early: fs/fuse/dev.c looks
+    /// for its target, and if that is there and interrupted, queues it again.
+    pub(crate) fn is_waiting(&self, unique: u64) -> bool {
+        let again = -Errno::AGAIN.raw_os_error();
+        // EINVAL: it is there, and not interrupted.
+        matches!(self.send(unique | wire::INTERRUPT_BIT, again, []), Ok(()) | Err(Errno::INVAL))
+    }
+
     fn send<const N: usize>(
         &self,
         unique: u64,
@@ -217,6 +228,15 @@ mod tests {
         assert!(!retry_is_within_limits(&[byte; 128], &[byte; 129]));
         let bytes = written(|link| link.ioctl_retry(6, &[big, byte], &[]));
         assert_eq!(words(&bytes), [16, -5, 6, 0]);
+    }
+
+    #[test]
+    fn a_request_is_asked_for_by_the_answer_to_its_interrupt() {
+        let bytes = written(|link| {
+            assert!(link.is_waiting(6));
+            Ok(())
+        });
+        assert_eq!(words(&bytes), [16, -11, 7, 0]);
     }
 
     #[test]

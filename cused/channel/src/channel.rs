@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use crate::answer::Link;
 use crate::error::SetupError;
 use crate::file::FileAttributes;
+use crate::ledger::{Identity, Kind, Owner, device_name};
 use crate::mount::FileMount;
 use crate::request::{Operation, Request};
 use crate::wire;
@@ -101,6 +102,14 @@ impl Presence {
             Self::FuseFile(mount) => mount.unmount(),
         }
     }
+
+    /// Leaves the node to a successor.
+    pub(crate) fn leave(&mut self) {
+        match self {
+            Self::Cuse { .. } => {}
+            Self::FuseFile(mount) => mount.leave(),
+        }
+    }
 }
 
 impl Channel {
@@ -150,10 +159,34 @@ impl Channel {
         let link = Link::new(device);
         let uid = options.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw());
         let gid = options.gid.unwrap_or_else(|| rustix::process::getegid().as_raw());
-        let attributes = FileAttributes::new(options.mode, uid, gid);
+        let attributes = FileAttributes::new(Owner { mode: options.mode, uid, gid });
         introduce_fuse(&link)?;
         let node = mount.path().to_owned();
         Ok(Self { presence: Presence::FuseFile(mount), link, attributes: Some(attributes), node })
+    }
+
+    /// That of a predecessor, whose connection is `device`.
+    pub(crate) fn inherited(device: OwnedFd, identity: Identity) -> Self {
+        let Identity { kind, node } = identity;
+        let (presence, attributes) = match kind {
+            Kind::Cuse => (Presence::Cuse { name: device_name(&node) }, None),
+            Kind::File { owner, created } => {
+                let mount = FileMount::inherited(node.clone(), created);
+                (Presence::FuseFile(mount), Some(FileAttributes::new(owner)))
+            }
+        };
+        Self { presence, link: Link::new(device), attributes, node }
+    }
+
+    /// Which node it is.
+    pub(crate) fn identity(&self) -> Identity {
+        let kind = match (&self.presence, &self.attributes) {
+            (Presence::FuseFile(mount), Some(attributes)) => {
+                Kind::File { owner: attributes.owner(), created: mount.created() }
+            }
+            _ => Kind::Cuse,
+        };
+        Identity { kind, node: self.node.clone() }
     }
 
     /// Path of the node: /dev/NAME, or the absolute path of the file.

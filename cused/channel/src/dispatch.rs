@@ -1,13 +1,12 @@
 //! One request: from its bytes through the node to its answer.
 //!
-//! Owns which opcode means what, which handles are open, and that whatever happens there is exactly
-//! one answer to a request that takes one.
+//! Owns which opcode means what, and that whatever happens there is exactly one answer to a request
+//! that takes one.
 
-use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
+use zerocopy::IntoBytes as _;
 
 use crate::node::{
     Caller, Context, Interrupt, Ioctl, IoctlReply, Node, PollHandle, Read, ReadReply, Responder,
@@ -29,30 +28,9 @@ const OPEN_FLAGS: u32 = wire::FOPEN_DIRECT_IO
 /// O_NONBLOCK, as open files have it in the flags of a request.
 const NONBLOCK: u32 = rustix::fs::OFlags::NONBLOCK.bits();
 
-/// The handles that the node has given out and not been told to release.
-#[derive(Debug, Default)]
-pub(crate) struct Handles {
-    open: Mutex<HashSet<u64>>,
-}
-
-impl Handles {
-    fn insert(&self, handle: u64) {
-        self.lock().insert(handle);
-    }
-
-    fn remove(&self, handle: u64) {
-        self.lock().remove(&handle);
-    }
-
-    /// Empties it.
-    pub(crate) fn take_all(&self) -> HashSet<u64> {
-        std::mem::take(&mut *self.lock())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashSet<u64>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+const _: () = {
+    assert!(size_of::<InHeader>() + size_of::<wire::ReadIn>() <= crate::ledger::PARKED_MESSAGE);
+};
 
 /// Runs code of the node; `None` if it panics.
 pub(crate) fn guarded<T>(code: impl FnOnce() -> T) -> Option<T> {
@@ -134,7 +112,10 @@ impl<N: Node> Task<'_, N> {
             },
             Operation::SetAttr(change) => match &self.shared.attributes {
                 Some(attributes) => match attributes.set(&change) {
-                    Ok(now) => link.structure(unique, &now),
+                    Ok(now) => {
+                        self.shared.ledger.note_owner(attributes.owner());
+                        link.structure(unique, &now)
+                    }
                     Err(errno) => link.error(unique, errno),
                 },
                 None => link.error(unique, Errno::NOSYS),
@@ -159,25 +140,32 @@ impl<N: Node> Task<'_, N> {
 
     fn open(&self, open: &wire::OpenIn) -> Result<(), Errno> {
         let (link, unique) = (&self.shared.link, self.header.unique);
-        let handle = match self.node.open(self.caller(), open.flags) {
+        let handle = match self.node.open(open.flags, &self.context()) {
+            Ok(0) => return link.error(unique, Errno::IO),
             Ok(handle) => handle,
             Err(errno) => return link.error(unique, errno),
         };
-        self.shared.handles.insert(handle);
+        if let Err(errno) = self.shared.ledger.open(handle) {
+            self.node.release(handle);
+            return link.error(unique, errno);
+        }
         let answer = wire::OpenOut { fh: handle, open_flags: OPEN_FLAGS, padding: 0 };
         let sent = link.structure(unique, &answer);
         if sent == Err(Errno::NOENT) {
             // The kernel does not know the handle and will not release it.
-            self.shared.handles.remove(handle);
-            self.node.release(handle);
+            self.close(handle);
         }
         sent
     }
 
     fn release(&self, handle: u64) -> Result<(), Errno> {
-        self.shared.handles.remove(handle);
-        self.node.release(handle);
+        self.close(handle);
         self.shared.link.ok(self.header.unique)
+    }
+
+    fn close(&self, handle: u64) {
+        self.node.release(handle);
+        self.shared.ledger.closed(handle);
     }
 
     fn ioctl(&self, ioctl: &wire::IoctlIn, input: &[u8]) -> Result<(), Errno> {
@@ -230,7 +218,10 @@ impl<N: Node> Task<'_, N> {
             return link.error(unique, Errno::BUSY);
         };
         let size = read.size as usize;
-        let parking = Parking::new(&self.shared.lot);
+        let length = (size_of::<InHeader>() + size_of::<wire::ReadIn>()) as u32;
+        let header = InHeader { len: length, ..*self.header };
+        let message = [header.as_bytes(), read.as_bytes()].concat();
+        let parking = Parking::new(&self.shared.lot, &message);
         let reply = self.node.read(&Read {
             fh: read.fh,
             size,
@@ -274,6 +265,9 @@ impl<N: Node> Task<'_, N> {
     fn poll(&self, poll: &wire::PollIn) -> Result<(), Errno> {
         let sleeps = poll.flags & wire::POLL_SCHEDULE_NOTIFY != 0;
         let wake = sleeps.then_some(PollHandle(poll.kh));
+        if sleeps {
+            self.shared.ledger.sleeps(poll.fh, poll.kh);
+        }
         let revents = self.node.poll(poll.fh, poll.events, wake);
         let answer = wire::PollOut { revents, padding: 0 };
         self.shared.link.structure(self.header.unique, &answer)

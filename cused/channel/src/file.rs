@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
 
+use crate::ledger::Owner;
 use crate::wire::{self, Attr, AttrOut, SetattrIn};
 
 /// The root's inode number, and the only one.
@@ -22,7 +23,7 @@ pub(crate) struct FileAttributes {
 }
 
 impl FileAttributes {
-    pub(crate) fn new(mode: u32, uid: u32, gid: u32) -> Self {
+    pub(crate) fn new(Owner { mode, uid, gid }: Owner) -> Self {
         let now = now();
         let attr = Attr {
             ino: ROOT_INODE,
@@ -40,6 +41,12 @@ impl FileAttributes {
             ..Default::default()
         };
         Self { attr: Mutex::new(attr) }
+    }
+
+    /// Permission bits and owner.
+    pub(crate) fn owner(&self) -> Owner {
+        let Attr { mode, uid, gid, .. } = *self.lock();
+        Owner { mode: mode & 0o7777, uid, gid }
     }
 
     /// Answer to GETATTR.
@@ -95,7 +102,7 @@ mod tests {
 
     #[test]
     fn mode_and_owner_change_and_the_type_does_not() {
-        let file = FileAttributes::new(0o600, 1, 2);
+        let file = FileAttributes::new(Owner { mode: 0o600, uid: 1, gid: 2 });
         let change = SetattrIn {
             valid: wire::FATTR_MODE | wire::FATTR_GID,
             mode: 0o040_666,
@@ -110,7 +117,7 @@ mod tests {
 
     #[test]
     fn the_size_stays_nothing() {
-        let file = FileAttributes::new(0o600, 0, 0);
+        let file = FileAttributes::new(Owner { mode: 0o600, uid: 0, gid: 0 });
         let mut change = SetattrIn { valid: wire::FATTR_SIZE, ..Default::default() };
         assert_eq!(file.set(&change).unwrap().attr.size, 0);
         change.size = 1;
@@ -119,7 +126,7 @@ mod tests {
 
     #[test]
     fn touch_sets_times() {
-        let file = FileAttributes::new(0o600, 0, 0);
+        let file = FileAttributes::new(Owner { mode: 0o600, uid: 0, gid: 0 });
         let change =
             SetattrIn { valid: wire::FATTR_MTIME, mtime: 12, mtimensec: 34, ..Default::default() };
         let attr = file.set(&change).unwrap().attr;

@@ -12,6 +12,9 @@
 //! [`ServeOptions`] for how many can, and [`Interrupt`] for when they should give up. No request
 //! stays unanswered, because its caller could then not even be killed.
 //!
+//! A node can outlive the process that serves it: while somebody keeps two descriptors
+//! ([`Server::keepsakes`]), a successor can go on where a process was killed ([`Server::succeed`]).
+//!
 //! # What this crate does not do
 //!
 //! - It does not read or write callers' memory, except as the kernel offers (RETRY).
@@ -29,7 +32,7 @@
 //! struct Null;
 //!
 //! impl Node for Null {
-//!     fn open(&self, _caller: Caller, _flags: u32) -> Result<u64, Errno> {
+//!     fn open(&self, _flags: u32, _context: &Context<'_>) -> Result<u64, Errno> {
 //!         Ok(1)
 //!     }
 //!     fn release(&self, _handle: u64) {}
@@ -51,6 +54,7 @@ mod channel;
 mod dispatch;
 mod error;
 mod file;
+mod ledger;
 mod life;
 mod mount;
 mod node;
@@ -72,4 +76,6 @@ pub use node::{
 pub use parked::Parked;
 /// The error numbers that a node answers with.
 pub use rustix::io::Errno;
-pub use serve::{Ended, Notifier, ServeError, ServeOptions, Server, Stop, serve};
+pub use serve::{
+    Ended, Estate, Keepsakes, Notifier, ServeError, ServeOptions, Server, Stop, serve,
+};

@@ -12,6 +12,8 @@ use rustix::thread::futex;
 pub enum EndReason {
     /// [`crate::Stop::stop`] was called.
     Stopped,
+    /// [`crate::Stop::leave`] was called: the node is there, for a successor to serve.
+    Left,
     /// The FUSE file was unmounted by someone, and its last user is gone.
     Unmounted,
     /// The connection was aborted: through fusectl or, for a CUSE device, through
@@ -78,6 +80,7 @@ impl EndReason {
             Self::Stopped => 1,
             Self::Unmounted => 2,
             Self::Aborted => 3,
+            Self::Left => 4,
             Self::Failed(errno) => 0x1_0000 | errno.raw_os_error().unsigned_abs(),
         }
     }
@@ -88,6 +91,7 @@ impl EndReason {
             1 => Some(Self::Stopped),
             2 => Some(Self::Unmounted),
             3 => Some(Self::Aborted),
+            4 => Some(Self::Left),
             code => Some(Self::Failed(Errno::from_raw_os_error((code & 0xffff) as i32))),
         }
     }
@@ -103,6 +107,7 @@ mod tests {
             EndReason::Stopped,
             EndReason::Unmounted,
             EndReason::Aborted,
+            EndReason::Left,
             EndReason::Failed(Errno::NOMEM),
         ];
         for reason in reasons {

@@ -72,6 +72,23 @@ impl FileMount {
         Ok(Self { place, identity, mounted: true })
     }
 
+    /// That of a predecessor, which mounted it at `path`, and had created that file if it says so.
+    pub(crate) fn inherited(path: PathBuf, created: Option<(u64, u64)>) -> Self {
+        let identity = topmost_mount(&path).filter(|mount| mount.is_channel);
+        Self { mounted: identity.is_some(), place: Place { path, created }, identity }
+    }
+
+    /// Device and inode of the file that was created to be mounted over.
+    pub(crate) fn created(&self) -> Option<(u64, u64)> {
+        self.place.created
+    }
+
+    /// Leaves the mount to a successor.
+    pub(crate) fn leave(&mut self) {
+        self.mounted = false;
+        self.place.created = None;
+    }
+
     /// Absolute path of the node.
     pub(crate) fn path(&self) -> &Path {
         &self.place.path

@@ -18,13 +18,15 @@ use crate::wire;
 /// A panic in a method is caught, and the caller's answer is EIO.
 pub trait Node: Send + Sync + 'static {
     /// Someone opens the node; `flags` are those of open(2). The returned number names this open
-    /// file in all later calls, and must not be given out twice while in use.
+    /// file in all later calls. It must not be 0, nor be given out twice while in use. The `unique` of
+    /// the request will do: see [`crate::Server::succeed`].
     ///
     /// Must not wait for anything that a caller controls: opening is not limited per handle.
-    fn open(&self, caller: Caller, flags: u32) -> Result<u64, Errno>;
+    fn open(&self, flags: u32, context: &Context<'_>) -> Result<u64, Errno>;
 
     /// The last descriptor of an open file is closed, or serving ends. Called exactly once for every
-    /// successful open whose handle reached the kernel or not, and never refused. By then the
+    /// successful open whose handle reached the kernel or not, and never refused (but see
+    /// [`crate::Server::succeed`]). By then the
     /// kernel has the answers to all requests of the handle, which is not to say that their handlers
     /// have returned: see [`Responder::send`], [`Node::interrupted`] and [`crate::Ended::abandoned`].
     ///
@@ -95,7 +97,7 @@ pub struct Caller {
     pub gid: u32,
 }
 
-/// What a write carries besides its data.
+/// What an open or a write carries besides its flags or data.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
     /// Names the request: see [`Node::interrupted`].
@@ -104,6 +106,13 @@ pub struct Context<'a> {
     pub caller: Caller,
     /// Tells whether the caller wants it to end.
     pub interrupt: &'a Interrupt,
+}
+
+impl<'a> Context<'a> {
+    /// That of a request that did not come from a kernel, to test a node with.
+    pub fn detached(interrupt: &'a Interrupt) -> Self {
+        Self { unique: 0, caller: Caller::default(), interrupt }
+    }
 }
 
 /// One ioctl(2).

@@ -11,11 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use rustix::io::Errno;
 
 use crate::answer::Link;
+use crate::ledger::Ledger;
 
 /// All reads that are parked.
 #[derive(Debug)]
 pub(crate) struct Lot {
     link: Arc<Link>,
+    /// Where they are noted for a successor.
+    ledger: Arc<Ledger>,
     /// Most reads of one handle.
     limit: usize,
     state: Mutex<State>,
@@ -23,55 +26,79 @@ pub(crate) struct Lot {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The handle of each request.
-    handles: HashMap<u64, u64>,
+    /// The requests.
+    parked: HashMap<u64, Spot>,
     closed: bool,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Spot {
+    handle: u64,
+    /// Where the request is noted.
+    place: usize,
+}
+
+/// A request that was taken out of the lot. Dropped once it has been answered.
+#[derive(Debug)]
+pub(crate) struct Taken<'a> {
+    ledger: &'a Ledger,
+    place: usize,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.ledger.unpark(self.place);
+    }
+}
+
 impl Lot {
-    pub(crate) fn new(link: Arc<Link>, limit: usize) -> Self {
-        Self { link, limit, state: Mutex::default() }
+    pub(crate) fn new(link: Arc<Link>, ledger: Arc<Ledger>, limit: usize) -> Self {
+        Self { link, ledger, limit, state: Mutex::default() }
     }
 
+    /// Parks a read of `handle`, the request `unique`, whose message is `message`.
     pub(crate) fn park(
         self: &Arc<Self>,
         handle: u64,
-        unique: u64,
+        (unique, message): (u64, &[u8]),
         size: usize,
     ) -> Result<Parked, Errno> {
         let mut state = self.lock();
         if state.closed {
             return Err(Errno::INTR);
         }
-        if state.handles.values().filter(|&&other| other == handle).count() >= self.limit {
+        if state.parked.values().filter(|spot| spot.handle == handle).count() >= self.limit {
             return Err(Errno::BUSY);
         }
-        state.handles.insert(unique, handle);
+        let place = self.ledger.park(unique, message)?;
+        state.parked.insert(unique, Spot { handle, place });
         Ok(Parked { lot: Arc::downgrade(self), unique, size })
     }
 
-    /// Takes a request out, to answer it. False if it is not there (any more).
-    pub(crate) fn take(&self, unique: u64) -> bool {
-        self.lock().handles.remove(&unique).is_some()
+    /// Takes a request out, to answer it. `None` if it is not there (any more).
+    pub(crate) fn take(&self, unique: u64) -> Option<Taken<'_>> {
+        let spot = self.lock().parked.remove(&unique)?;
+        Some(Taken { ledger: &self.ledger, place: spot.place })
     }
 
     /// The caller of `unique` has got a signal. False if the request is not parked.
     pub(crate) fn interrupt(&self, unique: u64) -> bool {
         let taken = self.take(unique);
-        if taken {
+        if taken.is_some() {
             let _ = self.link.error(unique, Errno::INTR);
         }
-        taken
+        taken.is_some()
     }
 
     /// Serving ends: lets all callers go, and parks nothing any more.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
-        let parked = std::mem::take(&mut state.handles);
+        let parked = std::mem::take(&mut state.parked);
         drop(state);
-        for unique in parked.into_keys() {
+        for (unique, spot) in parked {
             let _ = self.link.error(unique, Errno::INTR);
+            self.ledger.unpark(spot.place);
         }
     }
 
@@ -84,23 +111,25 @@ impl Lot {
 #[derive(Debug)]
 pub(crate) struct Parking<'a> {
     lot: &'a Arc<Lot>,
+    message: &'a [u8],
     is_used: Cell<bool>,
 }
 
 impl<'a> Parking<'a> {
-    pub(crate) fn new(lot: &'a Arc<Lot>) -> Self {
-        Self { lot, is_used: Cell::new(false) }
+    /// For the request whose message is `message`.
+    pub(crate) fn new(lot: &'a Arc<Lot>, message: &'a [u8]) -> Self {
+        Self { lot, message, is_used: Cell::new(false) }
     }
 
     pub(crate) fn park(&self, handle: u64, unique: u64, size: usize) -> Result<Parked, Errno> {
-        let parked = self.lot.park(handle, unique, size)?;
+        let parked = self.lot.park(handle, (unique, self.message), size)?;
         self.is_used.set(true);
         Ok(parked)
     }
 
-    /// Whether the handler's own answer is the first.
+    /// Whether the handler's own answer is the first; it is noted no more.
     pub(crate) fn take_back(&self, unique: u64) -> bool {
-        !self.is_used.get() || self.lot.take(unique)
+        !self.is_used.get() || self.lot.take(unique).is_some()
     }
 }
 
@@ -126,7 +155,7 @@ impl Parked {
     /// look now and then, for it is not told.
     pub fn is_waiting(&self) -> bool {
         let lot = self.lot.upgrade();
-        lot.is_some_and(|lot| lot.lock().handles.contains_key(&self.unique))
+        lot.is_some_and(|lot| lot.lock().parked.contains_key(&self.unique))
     }
 
     /// Answers it. On an error the data has reached nobody.
@@ -138,17 +167,15 @@ impl Parked {
             return Err(Errno::INVAL);
         }
         let lot = self.lot.upgrade().ok_or(Errno::NODEV)?;
-        match lot.take(self.unique) {
-            true => lot.link.data(self.unique, data),
-            false => Err(Errno::NOENT),
-        }
+        let _taken = lot.take(self.unique).ok_or(Errno::NOENT)?;
+        lot.link.data(self.unique, data)
     }
 }
 
 impl Drop for Parked {
     fn drop(&mut self) {
         if let Some(lot) = self.lot.upgrade()
-            && lot.take(self.unique)
+            && let Some(_taken) = lot.take(self.unique)
         {
             let _ = lot.link.error(self.unique, Errno::IO);
         }
@@ -160,12 +187,26 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use super::*;
+    use crate::ledger::{Identity, Kind};
+    use crate::slots::Region;
 
     /// A lot that takes two reads of a handle, and what it answers.
     fn lot() -> (Arc<Lot>, OwnedFd) {
         let (reader, writer) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).expect("a pipe");
-        (Arc::new(Lot::new(Arc::new(Link::new(writer)), 2)), reader)
+        let region = Arc::new(Region::new(2).expect("memory"));
+        let node = Identity { kind: Kind::Cuse, node: "/dev/none".into() };
+        let ledger = Arc::new(Ledger::new(region, &node).expect("a short path"));
+        (Arc::new(Lot::new(Arc::new(Link::new(writer)), ledger, 2)), reader)
+    }
+
+    fn park(lot: &Arc<Lot>, handle: u64, unique: u64) -> Result<Parked, Errno> {
+        lot.park(handle, (unique, b"message"), 10)
+    }
+
+    /// What a successor would find.
+    fn noted(lot: &Lot) -> Vec<u64> {
+        lot.ledger.parked().into_iter().map(|(_, unique, _)| unique).collect()
     }
 
     /// The error and the request of each answer so far; none has data.
@@ -182,9 +223,11 @@ mod tests {
     #[test]
     fn an_answer_reaches_its_request_once() {
         let (lot, reader) = lot();
-        let parked = lot.park(1, 4, 10).unwrap();
+        let parked = park(&lot, 1, 4).unwrap();
         assert!(parked.is_waiting());
+        assert_eq!(noted(&lot), [4]);
         assert_eq!(parked.answer(&[]), Ok(()));
+        assert_eq!(noted(&lot), []);
         assert!(!lot.interrupt(4));
         assert_eq!(answers(&reader), [(0, 4)]);
     }
@@ -192,7 +235,7 @@ mod tests {
     #[test]
     fn an_interrupted_read_is_answered_by_nobody_else() {
         let (lot, reader) = lot();
-        let parked = lot.park(1, 4, 10).unwrap();
+        let parked = park(&lot, 1, 4).unwrap();
         assert!(lot.interrupt(4));
         assert!(!parked.is_waiting());
         assert_eq!(parked.answer(&[]), Err(Errno::NOENT));
@@ -202,8 +245,8 @@ mod tests {
     #[test]
     fn a_read_that_is_dropped_is_answered_all_the_same() {
         let (lot, reader) = lot();
-        drop(lot.park(1, 4, 10).unwrap());
-        let parked = lot.park(1, 6, 10).unwrap();
+        drop(park(&lot, 1, 4).unwrap());
+        let parked = park(&lot, 1, 6).unwrap();
         assert_eq!(parked.answer(&[0; 11]), Err(Errno::INVAL));
         let io = -Errno::IO.raw_os_error();
         assert_eq!(answers(&reader), [(io, 4), (io, 6)]);
@@ -212,21 +255,22 @@ mod tests {
     #[test]
     fn the_limit_is_of_each_handle_and_of_those_that_wait() {
         let (lot, _reader) = lot();
-        let first = lot.park(1, 4, 10).unwrap();
-        let _second = lot.park(1, 6, 10).unwrap();
-        assert_eq!(lot.park(1, 8, 10).unwrap_err(), Errno::BUSY);
-        assert!(lot.park(2, 10, 10).is_ok());
+        let first = park(&lot, 1, 4).unwrap();
+        let _second = park(&lot, 1, 6).unwrap();
+        assert_eq!(park(&lot, 1, 8).unwrap_err(), Errno::BUSY);
+        assert!(park(&lot, 2, 10).is_ok());
         drop(first);
-        assert!(lot.park(1, 12, 10).is_ok());
+        assert!(park(&lot, 1, 12).is_ok());
     }
 
     #[test]
     fn a_closed_lot_has_let_everybody_go_and_takes_nobody() {
         let (lot, reader) = lot();
-        let parked = lot.park(1, 4, 10).unwrap();
+        let parked = park(&lot, 1, 4).unwrap();
         lot.close();
         assert!(!parked.is_waiting());
-        assert_eq!(lot.park(1, 6, 10).unwrap_err(), Errno::INTR);
+        assert_eq!(park(&lot, 1, 6).unwrap_err(), Errno::INTR);
+        assert_eq!(noted(&lot), []);
         drop(parked);
         assert_eq!(answers(&reader), [(INTR, 4)]);
     }

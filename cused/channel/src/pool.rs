@@ -24,14 +24,15 @@ use rustix::io::Errno;
 use rustix::thread::Pid;
 
 use crate::answer::Link;
-use crate::dispatch::{self, Handles};
+use crate::dispatch;
 use crate::file::FileAttributes;
+use crate::ledger::Ledger;
 use crate::life::{EndReason, Life};
-use crate::node::{Interrupt, Node};
+use crate::node::{Interrupt, Node, PollHandle};
 use crate::parked::Lot;
 use crate::serve::ServeOptions;
 use crate::slots::{Region, Slot};
-use crate::system;
+use crate::{system, wire};
 
 /// Threads that stay in read(2) when there is little to do: one to take the next request, one to
 /// take the one after that while the first is busy.
@@ -46,9 +47,9 @@ const FAILURES_TOLERATED: u32 = 1000;
 pub(crate) struct Shared {
     pub(crate) link: Arc<Link>,
     pub(crate) attributes: Option<FileAttributes>,
-    pub(crate) handles: Handles,
+    pub(crate) ledger: Arc<Ledger>,
     pub(crate) lot: Arc<Lot>,
-    region: Region,
+    pub(crate) region: Arc<Region>,
     workers: Box<[Worker]>,
     pub(crate) life: Arc<Life>,
     /// How many threads read or will read: see [`Counts`].
@@ -111,21 +112,22 @@ const READING: u32 = 1;
 const HANDLING: u32 = 2;
 
 impl Shared {
-    /// Nothing but the memory for at most `threads` threads.
+    /// For as many threads as there are slots; none is there yet.
     pub(crate) fn new(
         link: Link,
         attributes: Option<FileAttributes>,
-        threads: usize,
+        (region, ledger): (Arc<Region>, Ledger),
         signal: i32,
         options: ServeOptions,
-    ) -> Result<Self, Errno> {
-        let link = Arc::new(link);
-        Ok(Self {
-            lot: Arc::new(Lot::new(Arc::clone(&link), options.per_handle_limit)),
+    ) -> Self {
+        let (link, ledger) = (Arc::new(link), Arc::new(ledger));
+        let (limit, threads) = (options.per_handle_limit, region.slots());
+        Self {
+            lot: Arc::new(Lot::new(Arc::clone(&link), Arc::clone(&ledger), limit)),
             link,
             attributes,
-            handles: Handles::default(),
-            region: Region::new(threads)?,
+            ledger,
+            region,
             workers: (0..threads).map(|_| Worker::default()).collect(),
             life: Arc::default(),
             counts: AtomicU64::new(0),
@@ -134,7 +136,7 @@ impl Shared {
             newest_start: AtomicU64::new(0),
             signal,
             options,
-        })
+        }
     }
 
     /// Takes the calling thread away from reading, to handle a request, and sees to it that another
@@ -175,17 +177,27 @@ impl Shared {
     /// Starts a thread that reads; false if there are as many as there may be, or the system
     /// refuses.
     pub(crate) fn start_thread<N: Node>(self: &Arc<Self>, node: &Arc<N>) -> bool {
-        let Some(index) = self.region.claim() else { return false };
+        self.region.claim().is_some_and(|index| self.start_thread_at(index, node, &Arc::default()))
+    }
+
+    /// Starts a thread for a slot that is claimed. A request that the slot holds, and what was parked,
+    /// it handles first.
+    fn start_thread_at<N: Node>(
+        self: &Arc<Self>,
+        index: usize,
+        node: &Arc<N>,
+        parked: &Arc<Vec<Before>>,
+    ) -> bool {
         self.life.threads.fetch_add(1, Ordering::SeqCst);
         self.counts.fetch_add(Counts::STAYING + Counts::READER, Ordering::SeqCst);
         self.newest_start.store(self.milliseconds(), Ordering::Relaxed);
-        let (shared, node) = (Arc::clone(self), Arc::clone(node));
+        let (shared, node, parked) = (Arc::clone(self), Arc::clone(node), Arc::clone(parked));
         let started = std::thread::Builder::new()
             .name(format!("channel-{index}"))
             .stack_size(self.options.stack_size)
             .spawn(move || {
                 let life = Arc::clone(&shared.life);
-                read_and_handle(&shared, &node, index);
+                read_and_handle(&shared, &node, index, parked);
                 // Whoever sees the thread gone may rely on its share of these being gone, too.
                 drop((node, shared));
                 life.threads.fetch_sub(1, Ordering::SeqCst);
@@ -300,12 +312,26 @@ impl Shared {
 }
 
 /// The life of one thread.
-fn read_and_handle<N: Node>(shared: &Arc<Shared>, node: &Arc<N>, index: usize) {
+fn read_and_handle<N: Node>(
+    shared: &Arc<Shared>,
+    node: &Arc<N>,
+    index: usize,
+    parked: Arc<Vec<Before>>,
+) {
     system::only(shared.signal);
     let worker = shared.worker(index);
     let thread = rustix::thread::gettid().as_raw_nonzero().get();
     worker.thread.store(thread.unsigned_abs(), Ordering::SeqCst);
     let mut slot = Slot::of_claimed(&shared.region, index);
+    if let Some(bytes) = slot.held()
+        && !handle_inherited(shared, node, index, bytes)
+    {
+        return;
+    }
+    if !parked.is_empty() && !handle_parked(shared, node, &mut slot, index, &parked) {
+        return;
+    }
+    drop(parked);
     let mut failures = 0;
     loop {
         worker.phase.store(READING, Ordering::SeqCst);
@@ -314,12 +340,8 @@ fn read_and_handle<N: Node>(shared: &Arc<Shared>, node: &Arc<N>, index: usize) {
         }
         match slot.receive(shared.link.device()) {
             Ok(bytes) if !bytes.is_empty() => {
-                worker.phase.store(HANDLING, Ordering::SeqCst);
                 failures = 0;
-                shared.stop_reading(node);
-                dispatch::handle(shared, &**node, index, bytes);
-                if !shared.resume_reading() {
-                    worker.phase.store(OUT, Ordering::SeqCst);
+                if !handle(shared, node, index, bytes) {
                     return;
                 }
             }
@@ -344,4 +366,104 @@ fn read_and_handle<N: Node>(shared: &Arc<Shared>, node: &Arc<N>, index: usize) {
     }
     shared.counts.fetch_sub(Counts::STAYING + Counts::READER, Ordering::SeqCst);
     worker.phase.store(OUT, Ordering::SeqCst);
+}
+
+/// Handles a request. False if the thread is not needed for reading afterwards.
+fn handle<N: Node>(shared: &Arc<Shared>, node: &Arc<N>, index: usize, bytes: &[u8]) -> bool {
+    let worker = shared.worker(index);
+    worker.phase.store(HANDLING, Ordering::SeqCst);
+    shared.stop_reading(node);
+    dispatch::handle(shared, &**node, index, bytes);
+    let reads_on = shared.resume_reading();
+    if !reads_on {
+        worker.phase.store(OUT, Ordering::SeqCst);
+    }
+    reads_on
+}
+
+/// Handles a request that a predecessor has read, unless it has answered it. False if the thread is
+/// not needed for reading afterwards.
+fn handle_inherited<N: Node>(
+    shared: &Arc<Shared>,
+    node: &Arc<N>,
+    index: usize,
+    bytes: &[u8],
+) -> bool {
+    let unique = shared.region.unique(index);
+    // Of FUSE_INTERRUPTs as well: what they were about is told again where it is asked for.
+    let is_waiting = unique & wire::INTERRUPT_BIT == 0 && shared.link.is_waiting(unique);
+    !is_waiting || handle(shared, node, index, bytes)
+}
+
+/// A read that a predecessor had parked.
+#[derive(Debug)]
+struct Before {
+    /// Where it is noted.
+    place: usize,
+    unique: u64,
+    message: Vec<u8>,
+}
+
+/// Handles reads that were parked, each as if it had just been read. False if the thread is not
+/// needed for reading afterwards.
+fn handle_parked<N: Node>(
+    shared: &Arc<Shared>,
+    node: &Arc<N>,
+    slot: &mut Slot<'_>,
+    index: usize,
+    parked: &[Before],
+) -> bool {
+    let worker = shared.worker(index);
+    worker.phase.store(HANDLING, Ordering::SeqCst);
+    shared.stop_reading(node);
+    for &Before { place, unique, ref message } in parked {
+        // In this order it is noted somewhere at any moment, and found by its FUSE_INTERRUPT.
+        let held = slot.put(unique, message);
+        shared.ledger.unpark(place);
+        if let Some(bytes) = held.filter(|_| shared.link.is_waiting(unique)) {
+            dispatch::handle(shared, &**node, index, bytes);
+        }
+    }
+    slot.clear();
+    let reads_on = shared.resume_reading();
+    if !reads_on {
+        worker.phase.store(OUT, Ordering::SeqCst);
+    }
+    reads_on
+}
+
+impl Shared {
+    /// Has done what a predecessor has left to do, by threads that are started here. To be called
+    /// while there is no other.
+    pub(crate) fn take_over<N: Node>(self: &Arc<Self>, node: &Arc<N>) {
+        let unique = |index: &usize| self.region.unique(*index);
+        let held: Vec<usize> =
+            (0..self.region.slots()).filter(|index| unique(index) != 0).collect();
+        let uniques: Vec<u64> = held.iter().map(unique).collect();
+        let mut parked = Vec::new();
+        for (place, unique, message) in self.ledger.parked() {
+            match uniques.contains(&unique) {
+                // It was being parked or taken back.
+                true => self.ledger.unpark(place),
+                false => parked.push(Before { place, unique, message }),
+            }
+        }
+        for (index, unique) in held.into_iter().zip(uniques) {
+            if !self.start_thread_at(index, node, &Arc::default()) {
+                let _ = self.link.error(unique, Errno::IO);
+            }
+        }
+        let parked = Arc::new(parked);
+        let start = |index| self.start_thread_at(index, node, &parked);
+        while !parked.is_empty() && !self.region.claim().is_some_and(start) {
+            // All slots hold what was left, or there is no thread to be had: later perhaps.
+            if self.life.is_ending() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for sleeper in self.ledger.sleepers() {
+            let _ = self.link.wake(PollHandle(sleeper));
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! Owns what is public about it, and that the end leaves nothing behind within bounds of time. What
 //! happens in between is [`crate::pool`]'s.
 
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -13,9 +14,11 @@ use thiserror::Error;
 
 use crate::channel::{Channel, Presence};
 use crate::dispatch;
+use crate::ledger::{Ledger, Unreadable};
 use crate::life::{EndReason, Life};
 use crate::node::{Node, PollHandle};
 use crate::pool::{READERS_KEPT, Shared};
+use crate::slots::Region;
 use crate::system;
 
 /// How to serve.
@@ -29,7 +32,8 @@ use crate::system;
 /// always served: opening, closing, polling, interrupts.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
-    /// Most threads; at least 2. Each reserves 132 KiB of address space, and its stack.
+    /// Most threads; at least 2. Each reserves 132 KiB of address space, and its stack. A successor
+    /// has as many as the first one was given.
     pub max_threads: usize,
     /// Most threads that the requests of one open file may occupy at a time; at least 1. Also the
     /// most reads of it that may be parked.
@@ -70,6 +74,15 @@ pub enum ServeError {
         /// What mmap(2) said.
         errno: Errno,
     },
+    /// What should be a predecessor's buffers is not.
+    #[error("what was left to take over is not of a cuse-channel: {0}")]
+    Foreign(Errno),
+    /// The predecessor is of another version.
+    #[error(
+        "what was left to take over is of another version ({0}): let the program that wrote it \
+         serve it, or stop that before this one is started"
+    )]
+    Version(u64),
     /// The wake signal cannot be used.
     #[error(
         "signal {signal} cannot wake threads, because the program ignores it, has a handler with \
@@ -108,13 +121,53 @@ pub struct Server {
 impl Server {
     /// Gets everything ready to serve `channel`.
     pub fn new(channel: Channel, options: ServeOptions) -> Result<Self, ServeError> {
+        let threads = options.max_threads.clamp(2, u16::MAX as usize);
+        let refused = |errno| ServeError::Buffers { threads, errno };
+        let region = Arc::new(Region::new(threads).map_err(refused)?);
+        let ledger = Ledger::new(Arc::clone(&region), &channel.identity()).map_err(refused)?;
+        Self::with(channel, (region, ledger), options)
+    }
+
+    /// Takes over from a process that served the node and is dead, or has [left](Stop::leave), with
+    /// what it had as [`Server::keepsakes`]. Programs that have the node open do not notice: what they
+    /// ask for meanwhile waits.
+    ///
+    /// Requests that the predecessor has read and not answered are handled again, with the same
+    /// `unique`. How far they had come is for the node to know, as is which files are open and what
+    /// they were. So, if one process may take over from another:
+    ///
+    /// - [`Node::open`](crate::Node::open) may be called again for the same `unique`, and is then to
+    ///   return the same handle. To have the `unique` for the handle is the simplest way.
+    /// - [`Node::release`](crate::Node::release) may be called again for a handle that is gone.
+    /// - Whoever sleeps in poll is woken, and asks again. Reads that were parked are asked for again.
+    ///
+    /// Nothing is changed before it is certain that all of it is understood.
+    pub fn succeed(estate: Estate, options: ServeOptions) -> Result<Self, ServeError> {
+        let region = Arc::new(Region::adopt(estate.requests).map_err(ServeError::Foreign)?);
+        let adopted = Ledger::adopt(Arc::clone(&region)).map_err(|unreadable| match unreadable {
+            Unreadable::Foreign => ServeError::Foreign(Errno::INVAL),
+            Unreadable::Version(version) => ServeError::Version(version),
+        });
+        let (ledger, identity) = adopted?;
+        Self::with(Channel::inherited(estate.device, identity), (region, ledger), options)
+    }
+
+    fn with(
+        channel: Channel,
+        memory: (Arc<Region>, Ledger),
+        options: ServeOptions,
+    ) -> Result<Self, ServeError> {
         let signal = options.wake_signal.unwrap_or_else(system::default_signal);
         system::prepare(signal).map_err(|_| ServeError::WakeSignal { signal })?;
-        let threads = options.max_threads.clamp(2, u16::MAX as usize);
         let Channel { presence, link, attributes, node } = channel;
-        let shared = Shared::new(link, attributes, threads, signal, options)
-            .map_err(|errno| ServeError::Buffers { threads, errno })?;
+        let shared = Shared::new(link, attributes, memory, signal, options);
         Ok(Self { presence, shared: Arc::new(shared), node })
+    }
+
+    /// The descriptors that a successor needs. While some process has them, and nothing but them, the
+    /// node stays, and waits for a process that serves it.
+    pub fn keepsakes(&self) -> Keepsakes<'_> {
+        Keepsakes { device: self.shared.link.device(), requests: self.shared.region.file() }
     }
 
     /// Path of the node.
@@ -140,13 +193,18 @@ impl Server {
     /// This process must not have the node open itself, by the time that serving ends: the last
     /// close waits for an answer that nobody would give.
     pub fn serve<N: Node>(mut self, node: Arc<N>) -> Ended {
+        self.shared.take_over(&node);
         for _ in 0..READERS_KEPT {
             if !self.shared.start_thread(&node) && self.shared.life.threads() == 0 {
                 self.shared.life.end(EndReason::Failed(Errno::AGAIN));
             }
         }
         let reason = self.shared.life.wait_for_end();
-        let abandoned = self.shared.wind_down(&*node);
+        let abandoned = self.shared.wind_down(&*node, reason);
+        if reason == EndReason::Left {
+            self.presence.leave();
+            return Ended { reason, released: 0, unreleased: 0, abandoned };
+        }
         let (released, unreleased) = self.shared.release_all(&node);
         if abandoned > 0 {
             // Their threads keep the descriptor; it must not keep the node.
@@ -181,6 +239,32 @@ impl Stop {
     pub fn stop(&self) {
         self.life.end(EndReason::Stopped);
     }
+
+    /// Asks for an end that leaves everything as it is, for a [successor](Server::succeed): no file is
+    /// released, and the node stays for as long as somebody has its [keepsakes](Server::keepsakes).
+    /// Requests in progress may finish, within [`ServeOptions::stop_grace`]; the process must end
+    /// before the successor begins. Async-signal-safe.
+    pub fn leave(&self) {
+        self.life.end(EndReason::Left);
+    }
+}
+
+/// What a successor needs, still in use.
+#[derive(Clone, Copy, Debug)]
+pub struct Keepsakes<'a> {
+    /// The connection to the kernel.
+    pub device: BorrowedFd<'a>,
+    /// Memory in which are the requests that have been read.
+    pub requests: BorrowedFd<'a>,
+}
+
+/// What a predecessor has left: its [`Keepsakes`].
+#[derive(Debug)]
+pub struct Estate {
+    /// The connection to the kernel.
+    pub device: OwnedFd,
+    /// Memory in which are the requests that have been read.
+    pub requests: OwnedFd,
 }
 
 /// Wakes callers asleep in poll(2), select(2) or epoll_wait(2).
@@ -207,8 +291,8 @@ impl Notifier {
 /// The end.
 impl Shared {
     /// Gets all threads to leave, within the time of [`ServeOptions::stop_grace`]. Returns how many
-    /// are left.
-    fn wind_down(&self, node: &impl Node) -> usize {
+    /// are left. Unless there is to be a successor, nobody waits for answers any longer.
+    fn wind_down(&self, node: &impl Node, reason: EndReason) -> usize {
         let begun = Instant::now();
         let mut pause = Duration::from_millis(1);
         loop {
@@ -218,9 +302,11 @@ impl Shared {
             if threads == 0 || waited >= self.options.stop_grace {
                 return threads as usize;
             }
-            self.lot.close();
             self.wake_readers();
-            self.interrupt_handlers(node, waited >= self.options.stop_grace / 2);
+            if reason != EndReason::Left {
+                self.lot.close();
+                self.interrupt_handlers(node, waited >= self.options.stop_grace / 2);
+            }
             self.life.wait(seen, pause);
             pause = (pause * 2).min(Duration::from_millis(50));
         }
@@ -230,7 +316,7 @@ impl Shared {
     /// when none has been released for [`ServeOptions::stop_grace`]: the node may be waiting for
     /// a stuck handler. Returns how many were released, and how many not.
     fn release_all(self: &Arc<Self>, node: &Arc<impl Node>) -> (usize, usize) {
-        let mut handles: Vec<u64> = self.handles.take_all().into_iter().collect();
+        let mut handles = self.ledger.take_handles();
         handles.sort_unstable_by_key(|&handle| (self.occupied_by(handle) > 0, handle));
         let total = handles.len();
         if total == 0 {
@@ -274,7 +360,8 @@ mod tests {
     use super::*;
     use crate::answer::Link;
     use crate::file::FileAttributes;
-    use crate::node::{Caller, IoVec, Ioctl, IoctlReply, Read, ReadReply, WayOut};
+    use crate::ledger::Owner;
+    use crate::node::{Context, IoVec, Ioctl, IoctlReply, Read, ReadReply, WayOut};
     use crate::request;
     use crate::wire::{InHeader, OutHeader};
     use proptest::prelude::*;
@@ -287,7 +374,7 @@ mod tests {
     struct Fickle;
 
     impl Node for Fickle {
-        fn open(&self, _caller: Caller, flags: u32) -> Result<u64, Errno> {
+        fn open(&self, flags: u32, _context: &Context<'_>) -> Result<u64, Errno> {
             if flags & 1 == 0 { Ok(flags.into()) } else { Err(Errno::from_raw_os_error(600)) }
         }
 
@@ -348,7 +435,7 @@ mod tests {
             let channel = Channel {
                 presence: Presence::Cuse { name: "channel-test-none".into() },
                 link: Link::new(device),
-                attributes: Some(FileAttributes::new(0o600, 0, 0)),
+                attributes: Some(FileAttributes::new(Owner { mode: 0o600, uid: 0, gid: 0 })),
                 node: "/dev/channel-test-none".into(),
             };
             let server = Server::new(channel, ServeOptions::default()).unwrap();

@@ -4,12 +4,16 @@
 //! thread claims a slot for itself and reads requests straight into it. The header's `unique` lies
 //! at a fixed place of the slot and is zeroed just before each read(2), so that at any moment the
 //! region says which requests have been read and not been followed by another read: a FUSE_INTERRUPT
-//! finds its target there, and so could a successor of this process, were the region a shared file.
+//! finds its target there. The region is a file in memory, so that a successor of this process finds
+//! there, complete, what was read and not answered: the kernel has copied a request before the reader
+//! runs another instruction. In front of the slots are words for the notes of [`crate::ledger`].
 //!
 //! # Invariants
 //!
 //! 1. The region is mapped, readable and writable for as long as its [`Region`] lives, and nothing
-//!    outside this module has its address.
+//!    outside this module has its address. Its file is sealed against a change of size, so that
+//!    no part of the mapping is ever behind the end of the file. Another process that has the file
+//!    is a predecessor, which is dead, or one that only keeps it.
 //! 2. A slot's bytes are written only by its owner: the thread that holds its [`Slot`], or the
 //!    kernel on that thread's behalf during read(2). `claimed` sees to it that there is one owner.
 //! 3. Bytes of a request are handed out as `&[u8]` bound to a `&mut` borrow of the [`Slot`], so that
@@ -21,13 +25,15 @@
 //!    whoever has read the INTERRUPT finds the target's `unique` complete.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
+use crate::ledger::NOTES_WORDS;
 use crate::wire;
 
 /// Bytes of one slot: the largest request, rounded up to whole pages.
@@ -39,10 +45,18 @@ const _: () = {
     assert!(SLOT_SIZE.is_multiple_of(64));
 };
 
-/// The memory of all slots. Pages are taken only once they are written to.
+/// Bytes in front of the slots.
+const NOTES_SIZE: usize = (NOTES_WORDS * size_of::<u64>()).next_multiple_of(4096);
+
+/// What the file of a region may not become.
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
+
+/// The memory of all slots and of the notes in front of them. Pages are taken only once they are
+/// written to.
 #[derive(Debug)]
 pub(crate) struct Region {
     base: NonNull<u8>,
+    file: OwnedFd,
     claimed: Box<[AtomicBool]>,
 }
 
@@ -53,13 +67,55 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
+    /// An empty one.
     pub(crate) fn new(slots: usize) -> Result<Self, Errno> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create("cuse-channel", flags)?;
+        rustix::fs::ftruncate(&file, (NOTES_SIZE + slots * SLOT_SIZE) as u64)?;
+        rustix::fs::fcntl_add_seals(&file, SEALS)?;
+        Self::of_sealed(file, slots)
+    }
+
+    /// That of a predecessor. Slots that hold a request are claimed, for who answers it.
+    ///
+    /// Errors: EINVAL if the file is none of this crate's, by its seals and its size.
+    pub(crate) fn adopt(file: OwnedFd) -> Result<Self, Errno> {
+        let is_sealed = rustix::fs::fcntl_get_seals(&file)?.contains(SEALS);
+        let size = usize::try_from(rustix::fs::fstat(&file)?.st_size).map_err(|_| Errno::INVAL)?;
+        let slots = size.checked_sub(NOTES_SIZE).ok_or(Errno::INVAL)?;
+        let slots = is_sealed.then_some(slots).filter(|slots| slots.is_multiple_of(SLOT_SIZE));
+        let region = Self::of_sealed(file, slots.ok_or(Errno::INVAL)? / SLOT_SIZE)?;
+        for (index, claimed) in region.claimed.iter().enumerate() {
+            claimed.store(region.unique(index) != 0, Ordering::Relaxed);
+        }
+        Ok(region)
+    }
+
+    fn of_sealed(file: OwnedFd, slots: usize) -> Result<Self, Errno> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice overlaps nothing.
-        let base = unsafe { mmap_anonymous(null_mut(), slots * SLOT_SIZE, protection, flags)? };
+        let size = NOTES_SIZE + slots * SLOT_SIZE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing; its file is
+        // as long as that, and sealed (invariant 1).
+        let base = unsafe { mmap(null_mut(), size, protection, MapFlags::SHARED, &file, 0)? };
         let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
-        Ok(Self { base, claimed: (0..slots).map(|_| AtomicBool::new(false)).collect() })
+        Ok(Self { base, file, claimed: (0..slots).map(|_| AtomicBool::new(false)).collect() })
+    }
+
+    /// The file, for a successor.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// How many slots there are.
+    pub(crate) fn slots(&self) -> usize {
+        self.claimed.len()
+    }
+
+    /// The words in front of the slots, of which [`crate::ledger`] has the use.
+    pub(crate) fn notes(&self) -> &[AtomicU64] {
+        // SAFETY: NOTES_SIZE bytes from the base are mapped for as long as `self` (invariant 1), begin
+        // on a page, and are used by nobody but through atomics; all bit patterns are valid.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), NOTES_WORDS) }
     }
 
     /// Takes a slot that nobody owns, or `None` if all are taken.
@@ -80,8 +136,9 @@ impl Region {
 
     fn slot_base(&self, index: usize) -> NonNull<u8> {
         assert!(index < self.claimed.len());
-        // SAFETY: `index` names a slot of the mapping, whose size is `claimed.len() * SLOT_SIZE`.
-        unsafe { self.base.add(index * SLOT_SIZE) }
+        // SAFETY: `index` names a slot of the mapping, which has `claimed.len()` of them behind the
+        // notes.
+        unsafe { self.base.add(NOTES_SIZE + index * SLOT_SIZE) }
     }
 
     fn unique_cell(&self, index: usize) -> &AtomicU64 {
@@ -95,8 +152,8 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        let size = self.claimed.len() * SLOT_SIZE;
-        // SAFETY: the mapping was made by `new` with this size; every `Slot` borrows the region, so
+        let size = NOTES_SIZE + self.claimed.len() * SLOT_SIZE;
+        // SAFETY: the mapping was made by `of_sealed` with this size; every `Slot` borrows the region, so
         // none is left to use it.
         let unmapped = unsafe { munmap(self.base.as_ptr().cast(), size) };
         debug_assert!(unmapped.is_ok());
@@ -120,6 +177,39 @@ impl<'a> Slot<'a> {
     /// Marks the slot as holding no request.
     pub(crate) fn clear(&mut self) {
         self.region.unique_cell(self.index).store(0, Ordering::Release);
+    }
+
+    /// The bytes of the request that the slot holds, if it holds one.
+    pub(crate) fn held(&mut self) -> Option<&[u8]> {
+        const { assert!(wire::LENGTH_OFFSET == 0) };
+        if self.region.unique(self.index) == 0 {
+            return None;
+        }
+        let base = self.region.slot_base(self.index).as_ptr();
+        // SAFETY: the slot's first 4 bytes, which nobody writes to while this thread, its owner
+        // (invariant 2), is not in read(2).
+        let length = unsafe { base.cast::<u32>().read() } as usize;
+        // SAFETY: within the slot; the bytes stay as they are until the borrow of `self` ends
+        // (invariant 3), but for atomic loads elsewhere.
+        Some(unsafe { std::slice::from_raw_parts(base, length.min(SLOT_SIZE)) })
+    }
+
+    /// Puts a request there as if it had been read; `unique` is the one in `bytes`.
+    pub(crate) fn put(&mut self, unique: u64, bytes: &[u8]) -> Option<&[u8]> {
+        assert!(bytes.len() <= SLOT_SIZE);
+        self.clear();
+        let base = self.region.slot_base(self.index).as_ptr();
+        let after = wire::UNIQUE_OFFSET + size_of::<u64>();
+        for (at, &byte) in bytes.iter().enumerate() {
+            // The word that others look at is written last, and at once.
+            if !(wire::UNIQUE_OFFSET..after).contains(&at) {
+                // SAFETY: within the slot, of which this thread is the owner (invariant 2) and to
+                // whose bytes no slice exists (invariant 3).
+                unsafe { base.add(at).write(byte) };
+            }
+        }
+        self.region.unique_cell(self.index).store(unique, Ordering::Release);
+        self.held()
     }
 
     /// Blocks in read(2) until there is a request, and returns its bytes.
@@ -153,7 +243,7 @@ fn last_errno() -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
+    use zerocopy::IntoBytes as _;
 
     #[test]
     fn a_slot_has_one_owner_at_a_time() {
@@ -190,6 +280,47 @@ mod tests {
             assert_eq!(base.addr() % 64, 0);
             // SAFETY: the last byte of a slot of a live region, which nobody else uses.
             unsafe { base.add(SLOT_SIZE - 1).write_volatile(1) };
+        }
+    }
+
+    #[test]
+    fn a_successor_finds_what_was_read_and_not_what_was_cleared() {
+        let region = Region::new(3).unwrap();
+        let message = |unique: u64| {
+            let header = wire::InHeader { len: 40, unique, opcode: 77, ..Default::default() };
+            header.as_bytes().to_vec()
+        };
+        for unique in [6, 8] {
+            let mut slot = Slot::of_claimed(&region, region.claim().unwrap());
+            assert_eq!(slot.put(unique, &message(unique)).unwrap(), message(unique));
+            if unique == 6 {
+                std::mem::forget(slot); // its thread dies with the process
+            }
+        }
+        region.notes()[3].store(4711, Ordering::Relaxed);
+        let successor = Region::adopt(region.file().try_clone_to_owned().unwrap()).unwrap();
+        drop(region);
+        assert_eq!((successor.slots(), successor.unique(0), successor.unique(1)), (3, 6, 0));
+        assert_eq!(successor.notes()[3].load(Ordering::Relaxed), 4711);
+        assert_eq!(successor.claim(), Some(1), "the first one is taken");
+        let mut held = Slot::of_claimed(&successor, 0);
+        assert_eq!(held.held().unwrap(), message(6));
+        held.clear();
+        assert_eq!(held.held(), None);
+    }
+
+    #[test]
+    fn a_file_that_is_no_region_is_refused() {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        for (size, seals) in [
+            (0, SEALS),
+            (NOTES_SIZE + SLOT_SIZE - 1, SEALS),
+            (NOTES_SIZE + SLOT_SIZE, SealFlags::SHRINK),
+        ] {
+            let file = rustix::fs::memfd_create("other", flags).unwrap();
+            rustix::fs::ftruncate(&file, size as u64).unwrap();
+            rustix::fs::fcntl_add_seals(&file, seals).unwrap();
+            assert_eq!(Region::adopt(file).unwrap_err(), Errno::INVAL);
         }
     }
 }

@@ -218,6 +218,10 @@ structures! {
 
 /// Where `unique` lies in a request.
 pub(crate) const UNIQUE_OFFSET: usize = std::mem::offset_of!(InHeader, unique);
+/// Where a request says how long it is.
+pub(crate) const LENGTH_OFFSET: usize = std::mem::offset_of!(InHeader, len);
+/// The `unique` of a FUSE_INTERRUPT is that of its target with this bit set.
+pub(crate) const INTERRUPT_BIT: u64 = 1;
 
 /// Most bytes one request can have: header, the largest fixed part, payload.
 pub(crate) const MAX_REQUEST: usize = size_of::<InHeader>() + size_of::<WriteIn>() + MAX_PAYLOAD;

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::AtomicBool;
 
-use cuse_channel::{Interrupt, Node as _, Responder};
+use cuse_channel::{Caller, Interrupt, Node as _, Responder};
 use ioasid::Limits;
 use ioasid_uapi::{self as uapi, cmd};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -76,7 +76,9 @@ impl World {
             users: Users::new(Quotas { opens: 8, registered: 0, registered_of_user: 0 }),
         };
         let node = Node::new(host, Access::Direct, Notifier::detached());
-        let fh = node.open(Caller::default(), 0).expect("opens are not limited");
+        let interrupt = Interrupt::new();
+        let opening = cuse_channel::Context::detached(&interrupt);
+        let fh = node.open(0, &opening).expect("opens are not limited");
         let memory = memfd_create("memory", MemfdFlags::CLOEXEC).expect("memory");
         let memory = File::from(memory);
         memory.set_len(SIZE).expect("memory");

@@ -169,13 +169,13 @@ fn gather(request: &Ioctl<'_>, size: u64) -> IoctlReply {
 }
 
 impl Node for Lab {
-    fn open(&self, caller: Caller, _flags: u32) -> Result<u64, Errno> {
+    fn open(&self, _flags: u32, context: &Context<'_>) -> Result<u64, Errno> {
         self.entered.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(*self.open_takes.lock().unwrap());
         if self.open_refused.load(Ordering::SeqCst) {
             return Err(Errno::NFILE);
         }
-        self.callers.lock().unwrap().push(caller);
+        self.callers.lock().unwrap().push(context.caller);
         let handle = self.next.fetch_add(1, Ordering::SeqCst) + 100;
         self.files.lock().unwrap().insert(handle, File::default());
         self.opened.fetch_add(1, Ordering::SeqCst);

@@ -1,7 +1,8 @@
 //! A channel as programs meet it: a real node, and callers in processes of their own.
 //!
 //! Every rule that holds for both transports is tried over both, in `common`; what only one of them
-//! has is in `cuse` and `file`. Trials that this machine cannot run are counted as ignored, with the
+//! has is in `cuse` and `file`, and what happens when
+//! servers die is in `heir`. Trials that this machine cannot run are counted as ignored, with the
 //! reason. All of them run in the laboratory's virtual machine:
 //!
 //! ```text
@@ -15,6 +16,7 @@ mod client;
 mod common;
 mod cuse;
 mod file;
+mod heir;
 mod lab;
 
 use std::process::ExitCode;
@@ -30,8 +32,12 @@ fn main() -> ExitCode {
         file::play_part();
         return ExitCode::SUCCESS;
     }
+    if heir::is_one() {
+        heir::play();
+        return ExitCode::SUCCESS;
+    }
     let arguments = Arguments::from_args();
-    let trials = [common::trials(), cuse::trials(), file::trials()];
+    let trials = [common::trials(), cuse::trials(), file::trials(), heir::trials()];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()
 }
 
