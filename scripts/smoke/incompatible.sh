@@ -34,10 +34,9 @@ max-mappings = 2
 . "$(dirname "$0")/lib.sh"
 
 exec 7<>"$IOASID_NODE"
-for name in any small large low high hole few; do
-	eval "$name=\$(ctl bind --simulated $name)"
-done
-# shellcheck disable=SC2154 # they are set by the loop
+bind() { ctl bind --simulated "$1"; }
+any=$(bind any) small=$(bind small) large=$(bind large) low=$(bind low)
+high=$(bind high) hole=$(bind hole) few=$(bind few)
 id=$(ctl alloc)
 memory=$(buffer memory)
 

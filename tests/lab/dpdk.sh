@@ -5,7 +5,7 @@ set -euo pipefail
 
 usage() {
 	cat <<'END'
-Usage: tests/lab/dpdk.sh MEMORY ADDRESS-1 ADDRESS-2
+Usage: tests/lab/dpdk.sh MEMORY ADDRESS-1 ADDRESS-2 [LAUNCHES]
 
 Runs dpdk-testpmd twice at the same time: plainly on the network card of the first PCI address, and
 under ioasid-run on that of the second. Both cards are on one wire and alone in their groups. MEMORY
@@ -14,10 +14,10 @@ is `hugepages` or `no-huge`. Then
 - neither says an error that the other does not say;
 - what each sends is received by the other, as it was sent;
 - `ioasidctl --pid` shows the IOASID, the mappings and the device of the one under ioasid-run;
-- both send for the same time, and the one under ioasid-run at least 0.97 of the packets of the other.
-  Which card it is, and where the memory of a process happens to be, makes a few percent of difference.
-  So both are started again, with the cards exchanged, and up to four times more if the mean is too low;
-- while they send, the supervisor answers for no call at all.
+- while they send, the supervisor answers for no call at all;
+- both send for the same time, and how many packets each has sent is printed, and not judged. Which card
+  it is, and where the memory of a process happens to be, makes a few percent of difference, so both
+  are started LAUNCHES times (2, an even number), with the cards exchanged each time.
 
 Needs root, IOASID_NODE, IOASIDCTL, IOASID_RUN and dpdk-testpmd (scripts/build-dpdk).
 IOASID_RUN=env compares VFIO with itself; nothing is then looked at with ioasidctl.
@@ -25,8 +25,8 @@ END
 }
 
 case ${1:-} in --help | -h) usage && exit ;; esac
-(($# == 3)) || { usage >&2 && exit 2; }
-memory=$1
+(($# == 3 || $# == 4)) || { usage >&2 && exit 2; }
+memory=$1 launches=${4:-2}
 case $memory in
 hugepages) options=() ;;
 no-huge) options=(--no-huge -m 64) ;;
@@ -37,7 +37,7 @@ ctl=${IOASIDCTL:?}
 node=${IOASID_NODE:?}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 dpdk=${DPDK:-$root/target/dpdk}
-seconds=8 most_launches=6
+seconds=8
 
 source "$root/tests/lab/notified.sh"
 ok() { echo "ok: $*"; }
@@ -245,8 +245,8 @@ both_down() {
 
 # ---------------------------------------------------------------- the run
 
-cards=("$2" "$3") ratios=() middle=0
-for ((launch = 1; launch <= most_launches; launch++)); do
+cards=("$2" "$3") ratios=()
+for ((launch = 1; launch <= launches; launch++)); do
 	both_up "${cards[@]}"
 	if ((launch == 1)); then
 		ok "$memory: both are up after $SECONDS s"
@@ -257,15 +257,11 @@ for ((launch = 1; launch <= most_launches; launch++)); do
 	fi
 	compared
 	ratios+=("$(awk "BEGIN { printf \"%.3f\", $of_launched / $of_plain }")")
-	middle=$(printf '%s\n' "${ratios[@]}" | awk '{ sum += log($1) } END { printf "%.3f", exp(sum / NR) }')
-	echo "figures: $memory: in $seconds s, with one processor for both: $of_plain packets plainly, $of_launched under ioasid-run," \
-		"which had the processor for $((busy_launched * 100 / busy_plain)) % of the other's time: ${ratios[-1]}; so far $middle"
 	((answered == 0)) || die "the supervisor has answered for $answered calls while packets were sent"
 	both_down "${cards[@]}"
-	# The cards are not quite alike: each has to have been used by either as often.
-	((launch % 2)) || ! awk "BEGIN { exit !($middle >= 0.97) }" || break
 	cards=("${cards[1]}" "${cards[0]}")
 done
-awk "BEGIN { exit !($middle >= 0.97) }" || die "$memory: slower under ioasid-run: ${ratios[*]}, which is $middle"
-ok "$memory: under ioasid-run $middle of the packets; no call was answered for meanwhile; both have ended" \
-	"well, and said nothing that the other did not say: $(wc -l <"$work/plain.said") lines"
+mean=$(printf '%s\n' "${ratios[@]}" | awk '{ sum += log($1) } END { printf "%.3f", exp(sum / NR) }')
+echo "figures: $memory, one processor for both, $launches times $seconds s: packets under ioasid-run / plainly: ${ratios[*]}, mean $mean"
+ok "$memory: no call was answered for while packets were sent; both have ended well, and said nothing" \
+	"that the other did not say: $(wc -l <"$work/plain.said") lines"

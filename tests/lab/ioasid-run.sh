@@ -10,7 +10,8 @@ With the daemon running at /dev/ioasid, and two devices on vfio-pci that are alo
 exit status, signals, job control, descriptors, environment and what else a process inherits are as
 without ioasid-run, as root and as an ordinary user; what cannot work is said before the program
 starts; and tests/c/run-races passes, also as an ordinary user. Changes who owns the groups' nodes
-and what the node's mode is. Needs root.
+and what the node's mode is. In the end Yama forbids all tracing, until the machine is started again.
+Needs root.
 END
 }
 
@@ -33,7 +34,7 @@ ulimit -l unlimited
 same() { [[ $2 == "$3" ]] || die "$1: without ioasid-run \"$2\", with it \"$3\""; }
 
 # supervisors: how many there are, once those of programs that have ended are gone.
-supervisors() { ps -eo comm= | grep -c '^ioasid-run$' || true; }
+supervisors() { pgrep -cx ioasid-run || true; }
 no_supervisor() {
 	local deadline=$((SECONDS + 10))
 	until (($(supervisors) == 0)); do
@@ -100,14 +101,16 @@ chown 0 "/dev/vfio/$group_a" "/dev/vfio/$group_b"
 for key in '\003 130' '\034 131'; do
 	read -r byte status <<<"$key"
 	got=0
-	{ sleep 3; printf "$byte"; sleep 1; } |
+	{ sleep 3; printf '%b' "$byte"; sleep 1; } |
 		script -qec "bash -c 'ulimit -c 0; exec $run -- sleep 50'" /dev/null >"$work/out" 2>&1 || got=$?
 	same "a key of the terminal" "$status" "$got"
 done
 { sleep 2; printf '%s\n' "$run -- sleep 50"; sleep 2; printf '\032'; sleep 1; printf 'fg\n'; sleep 1; printf '\003'
 	sleep 1; printf 'echo status $?\nexit\n'; sleep 1; } |
 	script -qc "bash --norc --noediting -i" /dev/null >"$work/out" 2>&1 || true
-grep -q 'Stopped' "$work/out" && grep -q 'status 130' "$work/out" || die "Ctrl-Z and fg: $(<"$work/out")"
+for word in 'Stopped' 'status 130'; do
+	grep -q "$word" "$work/out" || die "Ctrl-Z and fg: $(<"$work/out")"
+done
 ok "Ctrl-C, Ctrl-\\ and Ctrl-Z are the program's"
 
 # A pipe that nobody reads kills the program as ever, and its end is not held up.
@@ -127,8 +130,9 @@ refused() { # STATUS WORDS COMMAND...
 	local status=$1 words=$2 got=0
 	shift 2
 	"$@" >"$work/out" 2>&1 || got=$?
-	[[ $got == "$status" ]] && grep -q "$words" "$work/out" ||
+	if [[ $got != "$status" ]] || ! grep -q "$words" "$work/out"; then
 		die "$*: status $got: $(<"$work/out")"
+	fi
 }
 refused 125 'is the daemon running' "$run" --node /dev/nothing -- true
 refused 125 'is not /dev/ioasid' "$run" --node /dev/null -- true
