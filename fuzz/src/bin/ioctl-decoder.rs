@@ -6,13 +6,15 @@
 //! of zero stands for the right one. Behind a structure there are zeroes, up to the end of memory.
 #![no_main]
 
-use cuse_channel::{Caller, Interrupt, IoVec, Ioctl, IoctlReply, Node as _, Notifier, Responder};
+use cuse_channel::{Context, Interrupt, IoVec, Ioctl, IoctlReply, Node as _, Notifier, Responder};
 use cused::argument::Access;
 use cused::backend::simulated::{DeviceConfig, Simulator};
 use cused::commands::Host;
 use cused::in_context::Scratches;
 use cused::node::Node;
+use cused::policy::{Policy, PolicyConfig};
 use cused::process::Processes;
+use cused::users::{Quotas, Users};
 use ioasid_uapi as uapi;
 
 /// Where the argument is, and all memory there is.
@@ -27,7 +29,9 @@ const ERRORS: [i32; 19] = [2, 4, 5, 7, 9, 11, 12, 14, 16, 17, 19, 22, 25, 28, 1,
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let node = node();
-    let open = node.open(Caller::default(), 0).expect("opens are not limited");
+    let interrupt = Interrupt::new();
+    let opening = Context::detached(&interrupt);
+    let open = node.open(0, &opening).expect("one open is permitted");
     let mut rest = input;
     while let Some((&[number, length], behind)) = rest.split_first_chunk() {
         let (bytes, next) = behind.split_at(behind.len().min(usize::from(length & 0x7f)));
@@ -47,7 +51,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     }
     node.release(open);
     // All devices are free again.
-    let open = node.open(Caller::default(), 0).expect("opens are not limited");
+    let open = node.open(0, &opening).expect("one open is permitted");
     node.release(open);
 });
 
@@ -65,6 +69,8 @@ fn node() -> Node {
         scratches: Scratches::new().expect("random numbers"),
         is_ending: Default::default(),
         tells_real_faults: false.into(),
+        policy: Policy::new(&PolicyConfig::default()).expect("no rules are good rules"),
+        users: Users::new(Quotas { opens: 1, registered: 1 << 20, registered_of_user: 1 << 20 }),
     };
     Node::new(host, Access::Retry, Notifier::detached())
 }
