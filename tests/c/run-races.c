@@ -247,13 +247,34 @@ static void duplicates(void)
 
 /* ------------------------------------------------------------------- groups */
 
+/* The supervisor lets go of a group that it has opened within a second after the program has closed
+ * what it was bound to. */
+static void await_group(const char *number)
+{
+	char path[64];
+	int fd, tries;
+
+	snprintf(path, sizeof(path), "/dev/vfio/%s", number);
+	for (tries = 0; tries < 50; tries++) {
+		fd = open(path, O_RDWR | O_CLOEXEC);
+		if (fd >= 0 || errno != EBUSY)
+			break;
+		usleep(100 * 1000);
+	}
+	if (fd >= 0)
+		close(fd);
+}
+
 static void groups(void)
 {
 	struct vfio_group_status status = { .argsz = sizeof(status) };
 	int container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC), node = open_ioasid();
-	int group_fd = open_group(group[0]), other_group = open_group(group[1]);
-	int null = open("/dev/null", O_RDWR), none = -1, fd, placeholder, ioasid;
+	int group_fd, other_group, null = open("/dev/null", O_RDWR), none = -1, fd, placeholder, ioasid;
 
+	await_group(group[0]);
+	await_group(group[1]);
+	group_fd = open_group(group[0]);
+	other_group = open_group(group[1]);
 	if (ioctl(container, IOASID_CHECK_EXTENSION, IOASID_EXT_CONTAINER) != 1)
 		die("/dev/vfio/vfio is not the node");
 	expect(ioctl(group_fd, VFIO_GROUP_SET_CONTAINER, &none), EBADF, "SET_CONTAINER of -1");

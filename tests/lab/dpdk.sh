@@ -66,7 +66,6 @@ clean_up() {
 		kill -KILL "${pid[$who]}" 2>/dev/null || true
 	done
 	wait 2>/dev/null || true
-	stop_counting
 	rm -rf "$work"
 	echo "$huge_pages" >/proc/sys/vm/nr_hugepages
 }
@@ -168,7 +167,7 @@ testpmd_of() {
 
 # ---------------------------------------------------------------- the parts of a run
 
-launcher=("$run" --node "$node" --)
+launcher=("$run" --node "$node" --explain="$work/explained" --)
 [[ $run != env ]] || launcher=()
 
 # both_up PLAIN LAUNCHED: starts both, each on the card of that address.
@@ -206,15 +205,15 @@ shown() {
 compared() {
 	tell plain start
 	tell launched start
-	start_counting
+	answered=0
+	[[ $run == env ]] || answered=$(answers "$work/explained")
 	sleep 1
 	sent plain && of_plain=-$packets busy_plain=-$busy
 	sent launched && of_launched=-$packets busy_launched=-$busy
 	sleep "$seconds"
 	sent plain && of_plain=$((of_plain + packets)) busy_plain=$((busy_plain + busy))
 	sent launched && of_launched=$((of_launched + packets)) busy_launched=$((busy_launched + busy))
-	answered=$(answers)
-	stop_counting
+	[[ $run == env ]] || answered=$(($(answers "$work/explained") - answered))
 	tell plain stop
 	tell launched stop
 	((of_plain > 0 && of_launched > 0)) || die "plainly $of_plain packets are sent, under ioasid-run $of_launched"

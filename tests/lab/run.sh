@@ -7,12 +7,12 @@ usage() {
 Usage: tests/lab/run.sh ADDRESS-1 ADDRESS-2
 
 Runs the flows of the proposal (rfc-flows) under ioasid-run and strace, on the edu devices of those PCI
-addresses. The kernel's own trace tells how often the supervisor has answered for a call: exactly as
-often as the program has made one that is intercepted, though it makes many more. Then it prints how
+addresses. The supervisor has answered for a call exactly as often as the program has made one that is
+intercepted, though it makes many more. Then it prints how
 long a call takes that is not intercepted, under ioasid-run and without; that is not judged, as the
 machine is noisy.
 
-Needs root, tracefs, strace, IOASID_NODE and IOASID_RUN. C_PROGRAMS names the directory of the compiled
+Needs root, strace, IOASID_NODE and IOASID_RUN. C_PROGRAMS names the directory of the compiled
 programs (default: target/c).
 END
 }
@@ -23,7 +23,7 @@ run=("${IOASID_RUN:?}" --node "${IOASID_NODE:?}" --)
 programs=${C_PROGRAMS:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)/target/c}
 source "$(dirname "${BASH_SOURCE[0]}")/notified.sh"
 work=$(mktemp -d)
-trap 'stop_counting; rm -rf "$work"' EXIT
+trap 'rm -rf "$work"' EXIT
 
 ok() { echo "ok: $*"; }
 die() {
@@ -34,11 +34,10 @@ die() {
 # ---------------------------------------------------------------- which calls are answered for
 
 command -v strace >/dev/null || { echo "there is no strace" && exit 77; }
-start_counting
-"${run[@]}" strace -f -X raw -e trace=ioctl -o "$work/calls" "$programs/rfc-flows" "$1" "$2" >"$work/output" 2>&1 ||
+explained=("${IOASID_RUN}" --node "$IOASID_NODE" --explain="$work/explained" --)
+"${explained[@]}" strace -f -X raw -e trace=ioctl -o "$work/calls" "$programs/rfc-flows" "$1" "$2" >"$work/output" 2>&1 ||
 	die "the flows fail: $(tail -n 5 "$work/output")"
-answered=$(answers)
-stop_counting
+answered=$(answers "$work/explained")
 
 # VFIO_GROUP_SET_CONTAINER, UNSET_CONTAINER and GET_DEVICE_FD, VFIO_BIND_IOASID_FD to VFIO_DETACH_IOASID, on any file.
 intercepted=$(grep -cE 'ioctl\([^,]*, (0x3b68|0x3b69|0x3b6a|0x3b7a|0x3b7b|0x3b7c|0x3b7d)[,)]' "$work/calls" || true)
