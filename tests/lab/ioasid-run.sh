@@ -33,6 +33,18 @@ ulimit -l unlimited
 # same WHAT WITHOUT WITH
 same() { [[ $2 == "$3" ]] || die "$1: without ioasid-run \"$2\", with it \"$3\""; }
 
+# becomes WHAT EXPECTED COMMAND...: COMMAND gives that, in time.
+becomes() {
+	local what=$1 expected=$2 deadline=$((SECONDS + 20)) got=
+	shift 2
+	until got=$("$@") && [[ $got == "$expected" ]]; do
+		((SECONDS < deadline)) || die "$what: \"$expected\" is expected, \"$got\" was found"
+		sleep 0.1
+	done
+}
+name_of() { cat "/proc/$1/comm"; }
+state_of() { ps -o state= "$1" | xargs; }
+
 # supervisors: how many there are, once those of programs that have ended are gone.
 supervisors() { pgrep -cx ioasid-run || true; }
 no_supervisor() {
@@ -78,11 +90,9 @@ as_if_started_directly() { # WHO COMMAND...: what COMMAND prefixes tells the sam
 	done
 	"$@" "$run" -- sleep 60 &
 	local pid=$!
-	sleep 1
-	same "$who: the process is the program" sleep "$(cat /proc/$pid/comm)"
+	becomes "$who: the process is the program" sleep name_of "$pid"
 	kill -STOP $pid
-	sleep 0.3
-	same "$who: stopped" T "$(ps -o state= $pid | xargs)"
+	becomes "$who: stopped" T state_of "$pid"
 	kill -CONT $pid
 	kill -TERM $pid
 	wait $pid && got=0 || got=$?
@@ -101,12 +111,12 @@ chown 0 "/dev/vfio/$group_a" "/dev/vfio/$group_b"
 for key in '\003 130' '\034 131'; do
 	read -r byte status <<<"$key"
 	got=0
-	{ sleep 3; printf '%b' "$byte"; sleep 1; } |
+	{ sleep 6; printf '%b' "$byte"; sleep 1; } |
 		script -qec "bash -c 'ulimit -c 0; exec $run -- sleep 50'" /dev/null >"$work/out" 2>&1 || got=$?
 	same "a key of the terminal" "$status" "$got"
 done
-{ sleep 2; printf '%s\n' "$run -- sleep 50"; sleep 2; printf '\032'; sleep 1; printf 'fg\n'; sleep 1; printf '\003'
-	sleep 1; printf 'echo status $?\nexit\n'; sleep 1; } |
+{ sleep 2; printf '%s\n' "$run -- sleep 50"; sleep 6; printf '\032'; sleep 2; printf 'fg\n'; sleep 2; printf '\003'
+	sleep 2; printf 'echo status $?\nexit\n'; sleep 1; } |
 	script -qc "bash --norc --noediting -i" /dev/null >"$work/out" 2>&1 || true
 for word in 'Stopped' 'status 130'; do
 	grep -q "$word" "$work/out" || die "Ctrl-Z and fg: $(<"$work/out")"
@@ -119,7 +129,7 @@ same "output" 3 "$(timeout 20 "$run" -- seq 3 | wc -l)"
 ok "pipes behave"
 
 # A program goes on in a child that outlives it, and so does the supervisor.
-"$run" -- sh -c '(sleep 3) & exit 5' && got=0 || got=$?
+"$run" -- sh -c '(sleep 8) & exit 5' && got=0 || got=$?
 same "exit status of a program that leaves a child" 5 "$got"
 (($(supervisors) == 1)) || die "the supervisor does not stay with the child"
 no_supervisor "after the child"
