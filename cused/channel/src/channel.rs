@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use crate::answer::Link;
 use crate::error::SetupError;
 use crate::file::FileAttributes;
-use crate::ledger::{Identity, Kind, Owner, device_name};
+use crate::ledger::{Identity, Kind, Owner};
 use crate::mount::FileMount;
 use crate::request::{Operation, Request};
 use crate::wire;
@@ -169,7 +169,10 @@ impl Channel {
     pub(crate) fn inherited(device: OwnedFd, identity: Identity) -> Self {
         let Identity { kind, node } = identity;
         let (presence, attributes) = match kind {
-            Kind::Cuse => (Presence::Cuse { name: device_name(&node) }, None),
+            Kind::Cuse => {
+                let name = node.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                (Presence::Cuse { name }, None)
+            }
             Kind::File { owner, created } => {
                 let mount = FileMount::inherited(node.clone(), created);
                 (Presence::FuseFile(mount), Some(FileAttributes::new(owner)))

@@ -11,7 +11,6 @@
 //! [`Link::is_waiting`]: crate::answer::Link::is_waiting
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -370,11 +369,6 @@ fn take_bytes(words: &[AtomicU64], length: usize) -> Vec<u8> {
     }
     bytes.truncate(length);
     bytes
-}
-
-/// The name of a device in /dev, of its path.
-pub(crate) fn device_name(node: &std::path::Path) -> String {
-    node.file_name().map(OsStr::to_string_lossy).unwrap_or_default().into_owned()
 }
 
 #[cfg(test)]

@@ -370,10 +370,21 @@ fn read_and_handle<N: Node>(
 
 /// Handles a request. False if the thread is not needed for reading afterwards.
 fn handle<N: Node>(shared: &Arc<Shared>, node: &Arc<N>, index: usize, bytes: &[u8]) -> bool {
+    away_from_reading(shared, node, index, || dispatch::handle(shared, &**node, index, bytes))
+}
+
+/// Has thread `index` do something while others read. False if it is not needed for reading
+/// afterwards.
+fn away_from_reading<N: Node>(
+    shared: &Arc<Shared>,
+    node: &Arc<N>,
+    index: usize,
+    work: impl FnOnce(),
+) -> bool {
     let worker = shared.worker(index);
     worker.phase.store(HANDLING, Ordering::SeqCst);
     shared.stop_reading(node);
-    dispatch::handle(shared, &**node, index, bytes);
+    work();
     let reads_on = shared.resume_reading();
     if !reads_on {
         worker.phase.store(OUT, Ordering::SeqCst);
@@ -413,23 +424,17 @@ fn handle_parked<N: Node>(
     index: usize,
     parked: &[Before],
 ) -> bool {
-    let worker = shared.worker(index);
-    worker.phase.store(HANDLING, Ordering::SeqCst);
-    shared.stop_reading(node);
-    for &Before { place, unique, ref message } in parked {
-        // In this order it is noted somewhere at any moment, and found by its FUSE_INTERRUPT.
-        let held = slot.put(unique, message);
-        shared.ledger.unpark(place);
-        if let Some(bytes) = held.filter(|_| shared.link.is_waiting(unique)) {
-            dispatch::handle(shared, &**node, index, bytes);
+    away_from_reading(shared, node, index, || {
+        for &Before { place, unique, ref message } in parked {
+            // In this order it is noted somewhere at any moment, and found by its FUSE_INTERRUPT.
+            let held = slot.put(unique, message);
+            shared.ledger.unpark(place);
+            if let Some(bytes) = held.filter(|_| shared.link.is_waiting(unique)) {
+                dispatch::handle(shared, &**node, index, bytes);
+            }
         }
-    }
-    slot.clear();
-    let reads_on = shared.resume_reading();
-    if !reads_on {
-        worker.phase.store(OUT, Ordering::SeqCst);
-    }
-    reads_on
+        slot.clear();
+    })
 }
 
 impl Shared {
